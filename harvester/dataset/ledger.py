@@ -14,6 +14,7 @@ _SCHEMA, _STATEMENTS = (Path(__file__).with_name(f"{name}.sql").read_text("utf-8
 _SETTLE, _SETTLE_REFRESHED = _STATEMENTS.split(";\n")
 _VERSION, _PAGE_LINES = 4, 1000
 _TABLES = ("calls", "by_key", "indexed", "failures", "invalid", "journals", "checkpoint", "parts")
+_STATES = {int(state): state for state in CallState}
 _ID = "(SELECT id FROM places WHERE key = ?)"
 _ADVICE = (
     "It records which calls were paid for: restore a backup of it. Or keep this output as it is and "
@@ -201,9 +202,10 @@ class Ledger:
         found: dict[bytes, Known] = {}
         marks = len(Shortfall._fields)
         more = ", ".join(("", *Shortfall._fields, *_REFRESH_COLUMNS)) if self.refreshing else ""
-        for key, state, failed_runs, seen, *last in self._index.rows(f"key, state, failed_runs, seen{more}", keys):
-            lacks = (Shortfall(*map(bool, last[:marks])), *last[marks:]) if last else ()
-            found[key] = Known(CallState(state), failed_runs, seen, *lacks)
+        for _, key, state, failed_runs, seen, *last in self._index.rows(f", state, failed_runs, seen{more}", keys):
+            found[key] = Known(_STATES[state], failed_runs, seen)
+            if last:
+                found[key] = Known(*found[key][:3], Shortfall(*map(bool, last[:marks])), *last[marks:])
         return found
 
     def commit(
@@ -226,9 +228,7 @@ class Ledger:
         with self._index.transaction():
             for segment, verdicts in entries:
                 self._settle(segment, verdicts, invocation)
-            if seen:
-                update = f"UPDATE calls SET seen = ? WHERE id = {_ID}"  # noqa: S608
-                self._file.connection.executemany(update, [(invocation, key) for key in seen])
+            self._index.update(f"seen = {invocation:d}", seen)
             self._file.connection.executemany("INSERT INTO invalid (line) VALUES (?)", [(line,) for line in invalid])
             self._file.connection.executemany("INSERT OR REPLACE INTO journals VALUES (?, ?)", (journals or {}).items())
             self._set_checkpoint(checkpoint)

@@ -16,6 +16,7 @@ from harvester.storage.filesystem import Tampering, set_aside, sync_folder, sync
 
 _DURABLE = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
 _VARIABLES = 1000  # placeholders in one statement; SQLite allows more
+_REMEMBERED = 5000
 MOST_RECENT = 100_000
 """Entries of an index that are kept in memory; they take 5 MB."""
 _BOUNDS = (*(bytes([first]) for first in range(0, 256, 8)), b"\xff" * 17)  # the last one is longer than any key
@@ -192,6 +193,7 @@ class KeyIndex:
         self._file = file
         self._table = table
         self._prepared: sqlite3.Connection | None = None
+        self._found: dict[bytes, int] = {}  # what `rows` has found lately
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -199,28 +201,43 @@ class KeyIndex:
         self._merge()
         with self._file.guarded():
             self._catch_up()
-            with self._file.transaction():
-                yield
+            try:
+                with self._file.transaction():
+                    yield
+            except BaseException:
+                self._found.clear()  # ids that were found may be given to other rows
+                raise
 
     def rows(self, columns: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
-        """Return the columns of the rows with these keys; some rows may come twice."""
+        """Return id, key and these columns of the rows with these keys; some rows may come twice."""
         found: list[tuple[Any, ...]] = []
         with self._file.guarded():
             self._catch_up()
             for start in range(0, len(keys), _VARIABLES):
                 some = keys[start : start + _VARIABLES]
                 which = f"places JOIN {self._table} USING (id, key) WHERE key IN ({','.join('?' * len(some))})"
-                found += self._file.connection.execute(f"SELECT {columns} FROM {which}", some)  # noqa: S608 - ours
+                found += self._file.connection.execute(f"SELECT id, key{columns} FROM {which}", some)  # noqa: S608
+            if len(self._found) > _REMEMBERED:
+                self._found.clear()
+            self._found.update((row[1], row[0]) for row in found)
         return found
 
     def ids(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         """Return an id for each of these distinct keys: that of its row, or a new one, in the order of the keys."""
-        found = dict(self.rows("key, id", keys))
+        found = {key: row for row, key in self.rows("", keys)}
         following = count(self._one("SELECT last FROM temp.reached") + 1)
         return {key: found.get(key) or next(following) for key in keys}
 
+    def update(self, change: str, keys: Sequence[bytes]) -> None:
+        """Change the rows with these keys, within a transaction. change: what follows SET."""
+        if not self._found.keys() >= set(keys):
+            self.rows("", keys)
+        rows = sorted((self._found[key], key) for key in keys if key in self._found)
+        self._file.connection.executemany(f"UPDATE {self._table} SET {change} WHERE id = ? AND key = ?", rows)  # noqa: S608
+
     def forget(self, keys: str, *parameters: Any) -> None:
         """Remove keys whose rows the same transaction deletes afterwards. keys: the statement that selects them."""
+        self._found.clear()
         for entries in ("by_key", "temp.recent"):
             self._file.connection.execute(f"DELETE FROM {entries} WHERE key IN ({keys})", parameters)  # noqa: S608
 
@@ -284,29 +301,11 @@ def rows_left(path: str, table: str, columns: Sequence[str]) -> Iterator[tuple[A
         for order in ("", " DESC"):
             try:
                 with closing(sqlite3.connect(copy)) as db:
-                    db.text_factory = _lenient
+                    db.text_factory = lambda text: text.decode("utf-8", "replace")
                     yield from db.execute(select + order)
                     return
             except sqlite3.DatabaseError:
                 continue
-
-
-def _lenient(text: bytes) -> str:
-    return text.decode("utf-8", "replace")
-
-
-def install(path: str, new: str) -> str | None:
-    """Replace a file by a closed and whole one; set the old one aside with its log, and return its new name."""
-    sync_path(new)
-    aside = set_aside(path)
-    for ending in ("-wal", "-shm"):
-        if aside is None:
-            _delete(path + ending)
-        elif os.path.lexists(path + ending):
-            os.replace(path + ending, aside + ending)
-    os.replace(new, path)
-    sync_folder(os.path.dirname(path))
-    return aside
 
 
 class _Files(NamedTuple):

@@ -12,7 +12,7 @@ from harvester.storage import sqlite
 from harvester.storage.sqlite import KeyIndex, SqliteFile
 
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, key BLOB)",
+    "CREATE TABLE IF NOT EXISTS t (id INTEGER PRIMARY KEY, key BLOB, mark INTEGER DEFAULT 0)",
     "CREATE TABLE IF NOT EXISTS by_key (key BLOB PRIMARY KEY, id INTEGER) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS indexed AS SELECT 0 AS last",
 )
@@ -34,11 +34,11 @@ def keys(*numbers: int) -> list[bytes]:
 def add(file: SqliteFile, index: KeyIndex, some: Sequence[bytes]) -> None:
     with index.transaction():
         rows = [(found, key) for key, found in index.ids(some).items()]
-        file.connection.executemany("INSERT INTO t VALUES (?, ?) ON CONFLICT (id) DO NOTHING", rows)
+        file.connection.executemany("INSERT INTO t (id, key) VALUES (?, ?) ON CONFLICT (id) DO NOTHING", rows)
 
 
 def found(index: KeyIndex, some: Sequence[bytes]) -> dict[bytes, int]:
-    return dict(index.rows("key, id", some))
+    return {key: row for row, key in index.rows("", some)}
 
 
 def indexed(file: SqliteFile) -> int:
@@ -82,7 +82,7 @@ def test_what_a_transaction_takes_back_is_not_found(tmp_path: Path) -> None:
 
         def fail() -> None:
             with index.transaction():
-                file.connection.execute("INSERT INTO t VALUES (2, ?)", keys(2))
+                file.connection.execute("INSERT INTO t (id, key) VALUES (2, ?)", keys(2))
                 assert index.ids(keys(2, 3)) == dict(zip(keys(2, 3), (2, 3), strict=True))
                 raise KeyError
 
@@ -105,10 +105,14 @@ def test_a_key_that_is_forgotten_can_come_again(tmp_path: Path, monkeypatch: pyt
                 file.connection.execute("DELETE FROM t WHERE id > 1")
             assert set(found(index, keys(1, 2, 3))) == set(keys(1))
             add(file, index, keys(3, 2))
+            with index.transaction():
+                index.update("mark = mark + 1", keys(1, 2, 3, 4))
             assert set(found(index, keys(1, 2, 3))) == set(keys(1, 2, 3))
             assert index.whole()
     with opened(path) as (_, index):
         assert set(found(index, keys(1, 2, 3))) == set(keys(1, 2, 3))
+        marks = {key: mark for _, key, mark in index.rows(", mark", keys(1, 2, 3))}
+        assert marks == dict(zip(keys(1, 2, 3), (2, 1, 1), strict=True))
 
 
 def test_a_kill_in_the_middle_of_a_merge_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
