@@ -17,8 +17,7 @@ from harvester.storage.filesystem import Tampering, first_denied, set_aside, syn
 _DURABLE = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
 _VARIABLES = 1000  # placeholders in one statement; SQLite allows more
 _REMEMBERED = 5000
-MOST_RECENT = 100_000
-"""Entries of an index that are kept in memory; they take 5 MB."""
+MOST_RECENT = 100_000  # entries of an index that are kept in memory; they take 5 MB
 _BOUNDS = (*(bytes([first]) for first in range(0, 256, 8)), b"\xff" * 17)  # the last one is longer than any key
 _IN_MEMORY = (
     "PRAGMA temp.journal_mode=MEMORY",
@@ -27,8 +26,7 @@ _IN_MEMORY = (
     "CREATE TEMP TABLE reached AS SELECT last FROM indexed",
     "CREATE TEMP VIEW places AS SELECT key, id FROM main.by_key UNION ALL SELECT key, id FROM temp.recent",
 )
-_TOUCHES = 3
-"""After so many changes of the file's moment alone they are not looked into any more."""
+_TOUCHES = 3  # changes of the file's moment alone that are looked into
 
 
 class SqliteFile:
@@ -41,9 +39,7 @@ class SqliteFile:
     def __init__(
         self, path: str, name: str, advice: str, *, read_only: bool = False, pragmas: Sequence[str] = _DURABLE
     ) -> None:
-        self._path = path
-        self._name = name
-        self._advice = advice
+        self._path, self._name, self._advice = path, name, advice
         self._pragmas = pragmas
         self._turn = threading.RLock()
         self._lost: OutputError | None = None
@@ -183,18 +179,17 @@ class KeyIndex:
     """Finds a table's rows (id, key, …) by keys that are hashes, and is written in large batches. One for a file.
 
     Each new hash belongs on another page of a B-tree, so an index that is written with every commit writes a page of
-    4 KiB, first into the log and then into the file, for an entry of 25 bytes. Here the rows that came last are found
-    by a table in memory. When it has MOST_RECENT entries they are moved into the index in the order of their keys: then
-    each page that is written gets several. That table is read from the rows themselves, so a kill loses nothing;
-    `indexed` has the last id that is in the index. The view `places` (key, id) shows both to statements within
-    `transaction`; an entry that is in both has the same id there.
+    4 KiB, twice, for an entry of 25 bytes. Here the last rows are found by a table in memory. When it has MOST_RECENT
+    entries they go into the index in the order of their keys: then each page that is written gets several. The table in
+    memory is read from the rows behind the id in `indexed`, so a kill loses nothing. The view `places` (key, id) shows
+    both to statements within `transaction`; an entry that is in both has the same id there.
     """
 
     def __init__(self, file: SqliteFile, table: str) -> None:
         self._file = file
         self._table = table
         self._prepared: sqlite3.Connection | None = None
-        self._found: dict[bytes, int] = {}  # what `rows` has found lately
+        self._found: dict[bytes, int] = {}  # what `rows` found lately; perhaps stale, so keys are compared
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -202,12 +197,8 @@ class KeyIndex:
         self._merge()
         with self._file.guarded():
             self._catch_up()
-            try:
-                with self._file.transaction():
-                    yield
-            except BaseException:
-                self._found.clear()  # ids that were found may be given to other rows
-                raise
+            with self._file.transaction():
+                yield
 
     def rows(self, columns: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
         """Return id, key and these columns of the rows with these keys; some rows may come twice."""
