@@ -42,6 +42,8 @@ QUESTIONS = {
     "startup": Question("How long does a command take to start?", ("--rounds", "7"), ()),
     "one_link": Question("What does one link cost beyond that?", ("--runs", "5"), ()),
     "memory": Question("Is memory flat?", None, ()),
+    "memory --carry": Question("Also with columns that are carried?", None, ()),
+    "written": Question("How many bytes does a link write to disk?", None, ()),
     "quota": Question("How much of Bitly's limits is used?", None, ()),
     "refresh": Question("How old do answers become with --refresh?", None, ()),
     "idle": Question("What does --skip-idle save?", None, ()),

@@ -162,7 +162,7 @@ def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> 
         (r"\bsys\.exit\(|\b_exit\(", {"cli.exit_codes", "cli.main"}),
         (
             r"\bSELECT |\bINSERT |\bUPDATE .* SET",
-            {"budget.database", "budget.usage", "dataset.ledger", "storage.sqlite"},
+            {"budget.database", "budget.usage", "dataset.ledger", "storage.scratch", "storage.sqlite"},
         ),
     ],
 )

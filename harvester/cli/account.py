@@ -259,8 +259,7 @@ async def _print_links(
 ) -> int:
     from harvester.groups.journal import PageJournal
     from harvester.groups.table import row
-    from harvester.storage.scratch import scratch_folder
-    from harvester.storage.sqlite import DistinctKeys
+    from harvester.storage.scratch import DistinctKeys, scratch_folder
 
     custom = options.filters.custom
     with scratch_folder(options.output.work_dir) as folder, DistinctKeys(os.path.join(folder, "listed")) as distinct:

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from harvester.errors import OutputError
 from harvester.rows.call import FAILED_STATE, GIVEN_UP_RUNS, REFUSED_STATE, CallState, Entry, Known, Shortfall
 from harvester.storage.filesystem import Tampering
-from harvester.storage.sqlite import SqliteFile
+from harvester.storage.sqlite import KeyIndex, SqliteFile
 
 _SCHEMA, _STATEMENTS = (Path(__file__).with_name(f"{name}.sql").read_text("utf-8") for name in ("ledger", "settle"))
 _SETTLE, _SETTLE_REFRESHED = _STATEMENTS.split(";\n")
-_VERSION, _PAGE_LINES = 3, 1000
-_VARIABLES = 1000  # placeholders in one statement; SQLite allows more
+_VERSION, _PAGE_LINES = 4, 1000
+_TABLES = ("calls", "by_key", "indexed", "failures", "invalid", "journals", "checkpoint", "parts")
+_STATES = {int(state): state for state in CallState}
+_ID = "(SELECT id FROM places WHERE key = ?)"
 _ADVICE = (
     "It records which calls were paid for: restore a backup of it. Or keep this output as it is and "
     "start a new --out with the links that are missing from it"
@@ -24,7 +26,8 @@ ASKED = "unit_reference"
 REFRESHING = "refreshing"
 """The fact of a dataset whose rows are refreshed: its table of calls has the columns _REFRESH_COLUMNS, too."""
 _REFRESH_COLUMNS = ("asked_at", "clicks", "clicks_before")
-_SETTLED = ("key", "state", "failed_runs", "seen", "segment", *Shortfall._fields, *_REFRESH_COLUMNS[:2], "most_runs")
+_CALL = ("id", "key", "state", "failed_runs", "seen", "segment")
+_SETTLED = (*_CALL, *Shortfall._fields, *_REFRESH_COLUMNS[:2], "most_runs")
 UNANSWERED = "unanswered"
 """The fact with the number of refusals at the last run's end that no row had followed: the next run doubts them."""
 MOST_UNANSWERED = 64
@@ -91,6 +94,7 @@ class Ledger:
         self._path = path
         self._refreshing: bool | None = None
         self._file = SqliteFile(path, "the ledger", f"{advice}. {_ADVICE}".removeprefix(". "), read_only=read_only)
+        self._index = KeyIndex(self._file, "calls")
 
     @property
     def fresh(self) -> bool:
@@ -198,15 +202,10 @@ class Ledger:
         found: dict[bytes, Known] = {}
         marks = len(Shortfall._fields)
         more = ", ".join(("", *Shortfall._fields, *_REFRESH_COLUMNS)) if self.refreshing else ""
-        with self._file.guarded():
-            for start in range(0, len(keys), _VARIABLES):
-                some = keys[start : start + _VARIABLES]
-                places = ",".join("?" * len(some))
-                select = f"SELECT key, state, failed_runs, seen{more} FROM calls WHERE key IN ({places})"  # noqa: S608
-                for key, state, failed_runs, seen, *last in self._file.connection.execute(select, some):
-                    found[key] = Known(CallState(state), failed_runs, seen)
-                    if last:
-                        found[key] = Known(*found[key][:3], Shortfall(*map(bool, last[:marks])), *last[marks:])
+        for _, key, state, failed_runs, seen, *last in self._index.rows(f", state, failed_runs, seen{more}", keys):
+            found[key] = Known(_STATES[state], failed_runs, seen)
+            if last:
+                found[key] = Known(*found[key][:3], Shortfall(*map(bool, last[:marks])), *last[marks:])
         return found
 
     def commit(
@@ -226,12 +225,10 @@ class Ledger:
         `_failures.ndjson`. journals: bytes committed, by segment. checkpoint: the growing file's synced state.
         counters: added to the facts of these names.
         """
-        with self._file.transaction():
+        with self._index.transaction():
             for segment, verdicts in entries:
                 self._settle(segment, verdicts, invocation)
-            if seen:
-                update = "UPDATE calls SET seen = ? WHERE key = ?"
-                self._file.connection.executemany(update, [(invocation, key) for key in sorted(seen)])
+            self._index.update(f"seen = {invocation:d}", seen)
             self._file.connection.executemany("INSERT INTO invalid (line) VALUES (?)", [(line,) for line in invalid])
             self._file.connection.executemany("INSERT OR REPLACE INTO journals VALUES (?, ?)", (journals or {}).items())
             self._set_checkpoint(checkpoint)
@@ -243,43 +240,43 @@ class Ledger:
         refused = {entry.key for entry in verdicts if entry.state is REFUSED_STATE}  # one taken back was not tried
         last = {entry.key: entry for entry in verdicts}
         failed = {key for key, entry in last.items() if entry.state is FAILED_STATE} - refused
-        # Sorted: neighbouring keys share pages, which halves the pages written. Plain integers: sqlite3 looks for an
-        # adapter of every value of another type, be it a bool or an enum's.
+        ids = self._index.ids(list(last))
+        # Plain integers: sqlite3 looks for an adapter of every value of another type, be it a bool or an enum's.
         own = (
             (k, int(e.state), int(k in failed), invocation, segment, *map(int, e.shortfall)) for k, e in last.items()
         )
-        calls: list[Any] = sorted(own)
+        calls: list[Any] = [(call, *each) for call, each in zip(ids.values(), own, strict=True)]
         if self.refreshing:
-            more = ((*c, last[c[0]].asked_at, last[c[0]].clicks, GIVEN_UP_RUNS) for c in calls)
+            more = ((*c, last[c[1]].asked_at, last[c[1]].clicks, GIVEN_UP_RUNS) for c in calls)
             calls = [dict(zip(_SETTLED, each, strict=True)) for each in more]
         self._file.connection.executemany(_SETTLE_REFRESHED if self.refreshing else _SETTLE, calls)
         if self._file.connection.execute("SELECT 1 FROM failures LIMIT 1").fetchone():
             self._file.connection.executemany(
-                "DELETE FROM failures WHERE key = ? AND EXISTS "
-                "(SELECT 1 FROM calls WHERE calls.key = failures.key AND segment = ?)",
-                [(key, segment) for key in last],
+                "DELETE FROM failures WHERE call = ? AND EXISTS "
+                "(SELECT 1 FROM calls WHERE calls.id = failures.call AND segment = ?)",
+                [(call, segment) for call in ids.values()],
             )
         self._file.connection.executemany(
-            "INSERT INTO failures (key, line) SELECT key, ? FROM calls WHERE key = ? AND segment = ? AND state <> 0",
-            [(e.line, e.key, segment) for e in last.values() if e.line is not None],
+            "INSERT INTO failures (call, line) SELECT id, ? FROM calls WHERE id = ? AND segment = ? AND state <> 0",
+            [(e.line, ids[k], segment) for k, e in last.items() if e.line is not None],
         )
 
     def set_failed_runs(self, failed_runs: Iterable[tuple[bytes, int]]) -> None:
         """Set in how many runs calls have failed, by key; those that have not failed last stay as they are."""
-        with self._file.transaction():
-            update = "UPDATE calls SET failed_runs = ? WHERE key = ? AND state = 2"
+        with self._index.transaction():
+            update = f"UPDATE calls SET failed_runs = ? WHERE id = {_ID} AND state = 2"  # noqa: S608
             self._file.connection.executemany(update, ((count, key) for key, count in failed_runs))
 
     def take_back_failed_runs(self, keys: Iterable[bytes]) -> None:
         """Count one run less in which these calls have failed."""
-        with self._file.transaction():
-            update = "UPDATE calls SET failed_runs = max(failed_runs - 1, 0) WHERE key = ? AND state = 2"
-            self._file.connection.executemany(update, ((key,) for key in sorted(keys)))
+        with self._index.transaction():
+            update = f"UPDATE calls SET failed_runs = max(failed_runs - 1, 0) WHERE id = {_ID} AND state = 2"  # noqa: S608
+            self._file.connection.executemany(update, ((key,) for key in keys))
 
     def last_refused(self, most: int) -> list[tuple[bytes, bytes]]:
         """Return key and line of the calls that were refused last."""
-        select = "SELECT key, line FROM failures JOIN calls USING (key) WHERE state = 1 ORDER BY id DESC LIMIT ?"
-        return self._rows(select, most)
+        select = "SELECT key, line FROM failures JOIN calls ON calls.id = call WHERE state = 1"
+        return self._rows(f"{select} ORDER BY failures.id DESC LIMIT ?", most)
 
     def note_unanswered(self, refused: Iterable[bytes]) -> None:
         """Record the refusals that a killed run has ended with. refused: their keys, and of some that it took back."""
@@ -293,11 +290,12 @@ class Ledger:
 
     def forget_calls(self, segment: int, kept: Iterable[bytes]) -> None:
         """Forget the calls whose last line was in this journal, except those kept, whose rows are published."""
-        with self._file.transaction():
+        with self._index.transaction():
             self._file.connection.execute("CREATE TEMP TABLE kept (key BLOB PRIMARY KEY) WITHOUT ROWID")
             self._file.connection.executemany("INSERT OR IGNORE INTO kept VALUES (?)", ((key,) for key in kept))
             lost = "FROM calls WHERE segment = ? AND key NOT IN (SELECT key FROM kept)"
-            self._file.connection.execute(f"DELETE FROM failures WHERE key IN (SELECT key {lost})", (segment,))  # noqa: S608
+            self._file.connection.execute(f"DELETE FROM failures WHERE call IN (SELECT id {lost})", (segment,))  # noqa: S608
+            self._index.forget(f"SELECT key {lost}", segment)
             self._file.connection.execute(f"DELETE {lost}", (segment,))
             self._file.connection.execute("DROP TABLE kept")
 
@@ -369,9 +367,11 @@ class Ledger:
         """Check the file's structure and version: calls on a damaged page would be made, and paid for, again."""
         if (found := self._rows("PRAGMA quick_check(1)")[0][0]) != "ok":
             raise self._file.damaged(found)
-        for table in ("calls", "failures", "invalid", "journals", "checkpoint", "parts"):  # one that is gone is damage
-            self._rows(f"SELECT 1 FROM {table} LIMIT 0")  # noqa: S608 - ours
         self.check_version()
+        for table in _TABLES:  # one that is gone is damage
+            self._rows(f"SELECT 1 FROM {table} LIMIT 0")  # noqa: S608 - ours
+        if not self._index.whole():
+            raise self._file.damaged("its index lacks calls")
 
     def check_version(self) -> None:
         """Raise OutputError if the ledger is of another version."""

@@ -1,13 +1,17 @@
 -- The dataset's facts.
 CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
--- A call: key is the record_id's 16 bytes, failed_runs the invocations it failed in, seen the last invocation whose list
+-- A call: id counts them in the order in which they became known, key is the record_id's 16 bytes, failed_runs the invocations it failed in, seen the last invocation whose list
 -- named it, segment the journal that holds its last line; truncated, clipped: 1 for a row that lacks something;
 -- idle: 1 for a row that no call was made for.
 -- Where rows are refreshed there are three more columns: asked_at, the end of the window of its last answer (seconds since
 -- 1970, null before the first); clicks and clicks_before, those of its last row and of the one before.
-CREATE TABLE calls (key BLOB PRIMARY KEY, state INTEGER, failed_runs INTEGER, seen INTEGER, segment INTEGER,
-                    truncated INTEGER, clipped INTEGER, idle INTEGER) WITHOUT ROWID;
-CREATE TABLE failures (id INTEGER PRIMARY KEY, key BLOB UNIQUE, line BLOB);
+CREATE TABLE calls (id INTEGER PRIMARY KEY, key BLOB, state INTEGER, failed_runs INTEGER, seen INTEGER,
+                    segment INTEGER, truncated INTEGER, clipped INTEGER, idle INTEGER);
+-- The index of calls up to the id in indexed, and perhaps of some behind it: storage.sqlite.KeyIndex has the rest.
+CREATE TABLE by_key (key BLOB PRIMARY KEY, id INTEGER) WITHOUT ROWID;
+CREATE TABLE indexed (last INTEGER);
+INSERT INTO indexed VALUES (0);
+CREATE TABLE failures (id INTEGER PRIMARY KEY, call INTEGER UNIQUE, line BLOB);
 CREATE TABLE invalid (id INTEGER PRIMARY KEY, line BLOB);
 -- A journal file whose rows are not all published yet, and how many of its bytes are committed.
 CREATE TABLE journals (segment INTEGER PRIMARY KEY, committed INTEGER);

@@ -26,7 +26,7 @@ from harvester.shutdown import Stop
 from harvester.storage.filesystem import make_folder, open_new, sync_file
 from harvester.storage.folders import has_ledger, resolve
 from harvester.storage.location import FAILURES, MANIFEST, SUCCESS, OutputKind
-from harvester.storage.sqlite import DistinctKeys
+from harvester.storage.scratch import DistinctKeys
 from harvester.storage.storage import LocalStorage
 from harvester.storage.watch import FolderLock
 

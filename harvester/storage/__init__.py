@@ -2,5 +2,6 @@
 
 In go names and bytes; out comes a promise: a file appears, is replaced and disappears as a whole, and durably. The
 package knows nothing of Bitly, rows or datasets. `filesystem` has locks and synced writes, `sqlite` a durable database
-file, `location` what `--out` and `--work-dir` mean, `object_store` the retries and errors of a store.
+file and its index, `scratch` what ends with the process, `location` what `--out` and `--work-dir` mean, `object_store`
+the retries and errors of a store.
 """

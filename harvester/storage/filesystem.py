@@ -269,6 +269,21 @@ def set_aside(path: str) -> str | None:
     return beside
 
 
+def install(path: str, new: str) -> str | None:
+    """Replace a SQLite file by a closed and whole one; set the old one aside with its log, and return its new name."""
+    sync_path(new)
+    aside = set_aside(path)
+    for ending in ("-wal", "-shm"):
+        if aside is None:
+            with suppress(OSError):
+                os.unlink(path + ending)
+        elif os.path.lexists(path + ending):
+            os.replace(path + ending, aside + ending)
+    os.replace(new, path)
+    sync_folder(os.path.dirname(path))
+    return aside
+
+
 def restore_file(path: str, descriptor: int) -> None:
     """Write an open file's bytes under its name again, durably, and let the descriptor stand for the new file.
 

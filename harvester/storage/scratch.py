@@ -1,16 +1,19 @@
-"""Scratch folders, which end with their process."""
+"""Scratch folders, which end with their process, and temporary SQLite files."""
 
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from harvester.errors import OutputError
 from harvester.storage.filesystem import try_lock
+from harvester.storage.sqlite import SqliteFile
 
 _PREFIX = "harvester-scratch-"
+_ADVICE = "It is a temporary file: run the same command again, which begins a new one"
+_PRAGMAS = ("journal_mode=OFF", "synchronous=OFF", "cache_size=-4096", "locking_mode=EXCLUSIVE")
 _NAME = re.compile(re.escape(_PREFIX) + r"\w{8}", re.ASCII)
 
 
@@ -91,3 +94,98 @@ def _lock_folder(path: str) -> int | None:
 def _close(lock: int | None) -> None:
     if lock is not None:
         os.close(lock)
+
+
+class DistinctKeys:
+    """The distinct keys of a list in a temporary file, so that memory does not grow with the list; a context manager.
+
+    A key may have a digest, that of what the list says of it first.
+
+    The file has no journal, so a kill may leave it malformed under its name: it is deleted before it is created.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> "DistinctKeys":
+        _delete(self._path)
+        self._file = SqliteFile(self._path, "the count of the list", _ADVICE, pragmas=_PRAGMAS)
+        with self._file.transaction():
+            self._file.connection.execute("CREATE TABLE listed (key BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        _delete(self._path)
+
+    def add(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Add keys, and return those that were not there before.
+
+        Raises:
+            OutputError: the temporary file cannot be written.
+        """
+        insert = "INSERT OR IGNORE INTO listed (key) VALUES (?)"
+        with self._file.transaction():
+            return [key for key in keys if self._file.connection.execute(insert, (key,)).rowcount]
+
+    def add_with_digests(self, digests: Sequence[tuple[bytes, bytes]]) -> int:
+        """Add keys with their digests, and return how many were there before with another digest, which they keep.
+
+        Raises:
+            OutputError: the temporary file cannot be written.
+        """
+        differing, connection = 0, self._file.connection
+        with self._file.transaction():
+            for key, digest in digests:
+                if not connection.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (key, digest)).rowcount:
+                    first = connection.execute("SELECT digest FROM listed WHERE key = ?", (key,)).fetchone()
+                    differing += first[0] != digest
+        return differing
+
+
+class RankedItems:
+    """Items in a temporary file, to be taken by rank and then in the order in which they came.
+
+    Its memory does not grow with them. The file is deleted before it is created, as that of DistinctKeys.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        _delete(path)
+        self._file = SqliteFile(path, "the links that are due", _ADVICE, pragmas=_PRAGMAS)
+        self._number = 0
+        with self._file.transaction():
+            self._file.connection.execute(
+                "CREATE TABLE items (queue INTEGER, rank INTEGER, number INTEGER, item BLOB, "
+                "PRIMARY KEY (queue, rank, number)) WITHOUT ROWID"
+            )
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
+        _delete(self._path)
+
+    def add(self, items: Sequence[tuple[int, int, bytes]]) -> None:
+        """Add items, each with its queue and rank.
+
+        Raises:
+            OutputError: the temporary file cannot be written.
+        """
+        numbered = [(queue, rank, self._number + n, item) for n, (queue, rank, item) in enumerate(items)]
+        self._number += len(items)
+        with self._file.transaction():
+            self._file.connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", numbered)
+
+    def take(self, queue: int, most: int) -> list[bytes]:
+        """Remove the first items of a queue and return them."""
+        select = "SELECT rank, number, item FROM items WHERE queue = ? ORDER BY rank, number LIMIT ?"
+        with self._file.transaction():
+            found = self._file.connection.execute(select, (queue, most)).fetchall()
+            delete = "DELETE FROM items WHERE queue = ? AND rank = ? AND number = ?"
+            self._file.connection.executemany(delete, [(queue, rank, number) for rank, number, _ in found])
+        return [item for *_, item in found]
+
+
+def _delete(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)

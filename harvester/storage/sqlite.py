@@ -1,7 +1,4 @@
-"""A SQLite file that a power cut cannot damage, used by several threads in turn; SQLite's errors become ours here.
-
-Beside it a temporary one, for the distinct keys of a list.
-"""
+"""A SQLite file that a power cut cannot damage, for several threads in turn, and an index whose keys are hashes."""
 
 import os
 import shutil
@@ -10,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import count, pairwise
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -17,25 +15,31 @@ from harvester.errors import OutputError
 from harvester.storage.filesystem import Tampering, first_denied, set_aside, sync_folder, sync_path
 
 _DURABLE = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
-_TOUCHES = 3
-"""After so many changes of the file's moment alone they are not looked into any more."""
-_ADVICE_ON_TEMPORARY = "It is a temporary file: run the same command again, which begins a new one"
-_TEMPORARY = ("journal_mode=OFF", "synchronous=OFF", "cache_size=-4096", "locking_mode=EXCLUSIVE")
+_VARIABLES = 1000  # placeholders in one statement; SQLite allows more
+_REMEMBERED = 5000
+MOST_RECENT = 100_000  # entries of an index that are kept in memory; they take 7 MB
+_BOUNDS = (*(bytes([first]) for first in range(0, 256, 8)), b"\xff" * 17)  # the last one is longer than any key
+_IN_MEMORY = (
+    "PRAGMA temp.journal_mode=MEMORY",
+    "PRAGMA temp.cache_size=-16384",
+    "CREATE TEMP TABLE recent (key BLOB PRIMARY KEY, id INTEGER) WITHOUT ROWID",
+    "CREATE TEMP TABLE reached AS SELECT last FROM indexed",
+    "CREATE TEMP VIEW places AS SELECT key, id FROM main.by_key UNION ALL SELECT key, id FROM temp.recent",
+)
+_TOUCHES = 3  # changes of the file's moment alone that are looked into
 
 
 class SqliteFile:
     """An open SQLite file; it is created if missing, unless read_only. advice: what to do when it is damaged.
 
     A commit is durable when it returns: WAL with synchronous=FULL, because NORMAL does not sync at a commit
-    (https://www.sqlite.org/pragma.html#pragma_synchronous).
+    (https://www.sqlite.org/pragma.html#pragma_synchronous). SQLite's errors become ours here.
     """
 
     def __init__(
         self, path: str, name: str, advice: str, *, read_only: bool = False, pragmas: Sequence[str] = _DURABLE
     ) -> None:
-        self._path = path
-        self._name = name
-        self._advice = advice
+        self._path, self._name, self._advice = path, name, advice
         self._pragmas = pragmas
         self._turn = threading.RLock()
         self._lost: OutputError | None = None
@@ -171,6 +175,109 @@ class SqliteFile:
         return OutputError(f"{self._path}: {self._name} is damaged ({reason}). {self._advice}")
 
 
+class KeyIndex:
+    """Finds a table's rows (id, key, …) by keys that are hashes, and is written in large batches. One for a file.
+
+    Each new hash belongs on another page of a B-tree, so an index that is written with every commit writes a page of
+    4 KiB, twice, for an entry of 25 bytes. Here the last rows are found by a table in memory. When it has MOST_RECENT
+    entries they go into the index in the order of their keys: then each page that is written gets several. The table in
+    memory is read from the rows behind the id in `indexed`, so a kill loses nothing. The view `places` (key, id) shows
+    both to statements within `transaction`; an entry that is in both has the same id there.
+    """
+
+    def __init__(self, file: SqliteFile, table: str) -> None:
+        self._file = file
+        self._table = table
+        self._prepared: sqlite3.Connection | None = None
+        self._found: dict[bytes, int] = {}  # what `rows` found lately; perhaps stale, so keys are compared
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Run the block as a transaction, with all rows before it in the view; first merge what is due."""
+        self._merge()
+        with self._file.guarded():
+            self._catch_up()
+            with self._file.transaction():
+                yield
+
+    def rows(self, columns: str, keys: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """Return id, key and these columns of the rows with these keys; some rows may come twice."""
+        found: list[tuple[Any, ...]] = []
+        with self._file.guarded():
+            self._catch_up()
+            for start in range(0, len(keys), _VARIABLES):
+                some = keys[start : start + _VARIABLES]
+                which = f"places JOIN {self._table} USING (id, key) WHERE key IN ({','.join('?' * len(some))})"
+                found += self._file.connection.execute(f"SELECT id, key{columns} FROM {which}", some)  # noqa: S608
+            if len(self._found) > _REMEMBERED:
+                self._found.clear()
+            self._found.update((row[1], row[0]) for row in found)
+        return found
+
+    def ids(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        """Return an id for each of these distinct keys: that of its row, or a new one, in the order of the keys."""
+        found = {key: row for row, key in self.rows("", keys)}
+        following = count(self._one("SELECT last FROM temp.reached") + 1)
+        return {key: found.get(key) or next(following) for key in keys}
+
+    def update(self, change: str, keys: Sequence[bytes]) -> None:
+        """Change the rows with these keys, within a transaction. change: what follows SET."""
+        if not self._found.keys() >= set(keys):
+            self.rows("", keys)
+        rows = sorted((self._found[key], key) for key in keys if key in self._found)
+        self._file.connection.executemany(f"UPDATE {self._table} SET {change} WHERE id = ? AND key = ?", rows)  # noqa: S608
+
+    def forget(self, keys: str, *parameters: Any) -> None:
+        """Remove keys whose rows the same transaction deletes afterwards. keys: the statement that selects them."""
+        self._found.clear()
+        for entries in ("by_key", "temp.recent"):
+            self._file.connection.execute(f"DELETE FROM {entries} WHERE key IN ({keys})", parameters)  # noqa: S608
+
+    def _merge(self) -> None:
+        """Move the entries in memory into the index, if there are MOST_RECENT of them.
+
+        Each slice is a transaction, so the log stays short, and other threads get their turn. A kill between two leaves
+        entries whose ids are behind `indexed`; the next merge writes them once more.
+        """
+        with self._file.guarded():
+            self._catch_up()
+            last = self._one("SELECT last FROM temp.reached")
+            if last - self._one("SELECT last FROM indexed") < MOST_RECENT:
+                return
+        for low, high in pairwise(_BOUNDS):
+            with self._file.transaction():
+                entries = "SELECT key, id FROM temp.recent WHERE key >= ? AND key < ? AND id <= ? ORDER BY key"
+                self._file.connection.execute(f"INSERT OR REPLACE INTO by_key {entries}", (low, high, last))
+                if high == _BOUNDS[-1]:
+                    self._file.connection.execute("UPDATE indexed SET last = ?", (last,))
+                    self._file.connection.execute("DELETE FROM temp.recent WHERE id <= ?", (last,))
+
+    def whole(self) -> bool:
+        """Return True if the index has as many entries as it should have. Reads all of it."""
+        indexed = "WHERE id <= (SELECT last FROM indexed)"
+        counts = (f"(SELECT count(*) FROM {each} {indexed})" for each in ("by_key", self._table))  # noqa: S608 - ours
+        return bool(self._one(f"SELECT sum(typeof(last) = 'integer') = 1 AND {' = '.join(counts)} FROM indexed"))  # noqa: S608
+
+    def _catch_up(self) -> None:
+        """Add the rows to the table in memory that it lacks: this process's last ones, or another's.
+
+        The first call makes that table, so it must be outside of a transaction, which could take it back.
+        """
+        connection = self._file.connection
+        if self._prepared is not connection:
+            for statement in _IN_MEMORY:
+                connection.execute(statement).fetchall()
+            self._prepared = connection
+        last, reached = self._one(f"SELECT max(id) FROM {self._table}") or 0, self._one("SELECT last FROM temp.reached")  # noqa: S608
+        if last > reached:
+            new = f"SELECT key, id FROM {self._table} WHERE id > ?"  # noqa: S608 - ours
+            connection.execute(f"INSERT OR REPLACE INTO temp.recent {new}", (reached,))
+            connection.execute("UPDATE temp.reached SET last = ?", (last,))
+
+    def _one(self, select: str) -> Any:
+        return self._file.connection.execute(select).fetchone()[0]
+
+
 def rows_left(path: str, table: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     """Yield the rows that can be read of a table in a damaged file: from both ends, as far as the damage.
 
@@ -186,119 +293,11 @@ def rows_left(path: str, table: str, columns: Sequence[str]) -> Iterator[tuple[A
         for order in ("", " DESC"):
             try:
                 with closing(sqlite3.connect(copy)) as db:
-                    db.text_factory = _lenient
+                    db.text_factory = lambda text: text.decode("utf-8", "replace")
                     yield from db.execute(select + order)
                     return
             except sqlite3.DatabaseError:
                 continue
-
-
-def _lenient(text: bytes) -> str:
-    return text.decode("utf-8", "replace")
-
-
-def install(path: str, new: str) -> str | None:
-    """Replace a file by a closed and whole one; set the old one aside with its log, and return its new name."""
-    sync_path(new)
-    aside = set_aside(path)
-    for ending in ("-wal", "-shm"):
-        if aside is None:
-            _delete(path + ending)
-        elif os.path.lexists(path + ending):
-            os.replace(path + ending, aside + ending)
-    os.replace(new, path)
-    sync_folder(os.path.dirname(path))
-    return aside
-
-
-class DistinctKeys:
-    """The distinct keys of a list in a temporary file, so that memory does not grow with the list; a context manager.
-
-    A key may have a digest, that of what the list says of it first.
-
-    The file has no journal, so a kill may leave it malformed under its name: it is deleted before it is created.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __enter__(self) -> "DistinctKeys":
-        _delete(self._path)
-        self._file = SqliteFile(self._path, "the count of the list", _ADVICE_ON_TEMPORARY, pragmas=_TEMPORARY)
-        with self._file.transaction():
-            self._file.connection.execute("CREATE TABLE listed (key BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-        _delete(self._path)
-
-    def add(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Add keys, and return those that were not there before.
-
-        Raises:
-            OutputError: the temporary file cannot be written.
-        """
-        insert = "INSERT OR IGNORE INTO listed (key) VALUES (?)"
-        with self._file.transaction():
-            return [key for key in keys if self._file.connection.execute(insert, (key,)).rowcount]
-
-    def add_with_digests(self, digests: Sequence[tuple[bytes, bytes]]) -> int:
-        """Add keys with their digests, and return how many were there before with another digest, which they keep.
-
-        Raises:
-            OutputError: the temporary file cannot be written.
-        """
-        differing, connection = 0, self._file.connection
-        with self._file.transaction():
-            for key, digest in digests:
-                if not connection.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (key, digest)).rowcount:
-                    first = connection.execute("SELECT digest FROM listed WHERE key = ?", (key,)).fetchone()
-                    differing += first[0] != digest
-        return differing
-
-
-class RankedItems:
-    """Items in a temporary file, to be taken by rank and then in the order in which they came.
-
-    Its memory does not grow with them. The file is deleted before it is created, as that of DistinctKeys.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        _delete(path)
-        self._file = SqliteFile(path, "the links that are due", _ADVICE_ON_TEMPORARY, pragmas=_TEMPORARY)
-        self._number = 0
-        with self._file.transaction():
-            self._file.connection.execute(
-                "CREATE TABLE items (queue INTEGER, rank INTEGER, number INTEGER, item BLOB, "
-                "PRIMARY KEY (queue, rank, number)) WITHOUT ROWID"
-            )
-
-    def close(self) -> None:
-        """Delete the file."""
-        self._file.close()
-        _delete(self._path)
-
-    def add(self, items: Sequence[tuple[int, int, bytes]]) -> None:
-        """Add items, each with its queue and rank.
-
-        Raises:
-            OutputError: the temporary file cannot be written.
-        """
-        numbered = [(queue, rank, self._number + n, item) for n, (queue, rank, item) in enumerate(items)]
-        self._number += len(items)
-        with self._file.transaction():
-            self._file.connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", numbered)
-
-    def take(self, queue: int, most: int) -> list[bytes]:
-        """Remove the first items of a queue and return them."""
-        select = "SELECT rank, number, item FROM items WHERE queue = ? ORDER BY rank, number LIMIT ?"
-        with self._file.transaction():
-            found = self._file.connection.execute(select, (queue, most)).fetchall()
-            delete = "DELETE FROM items WHERE queue = ? AND rank = ? AND number = ?"
-            self._file.connection.executemany(delete, [(queue, rank, number) for rank, number, _ in found])
-        return [item for *_, item in found]
 
 
 class _Files(NamedTuple):

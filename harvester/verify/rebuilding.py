@@ -65,21 +65,21 @@ class Remains(NamedTuple):
 
     def failed_runs(self) -> Iterator[tuple[bytes, int]]:
         """Yield the failed calls, and in how many runs each has failed."""
-        for key, state, failed_runs in rows_left(self.path, "calls", ("key", "state", "failed_runs")):
+        for _, key, state, failed_runs in rows_left(self.path, "calls", ("id", "key", "state", "failed_runs")):
             if state == CallState.FAILED and isinstance(key, bytes) and type(failed_runs) is int:
                 yield key, failed_runs
 
     def calls_of(self, segment: int) -> list[bytes]:
         """Return the keys of the calls with a row whose last line was in this segment."""
-        calls = rows_left(self.path, "calls", ("key", "state", "segment"))
-        return list({key: None for key, state, its in calls if (state, its) == (CallState.ROW, segment)})
+        calls = rows_left(self.path, "calls", ("id", "key", "state", "segment"))
+        return list({key: None for _, key, state, its in calls if (state, its) == (CallState.ROW, segment)})
 
 
 def remains(path: str) -> Remains:
     """Read what can be read of a ledger, whatever has happened to it; nothing of one that is gone."""
     facts = dict(rows_left(path, "facts", ("name", "value")))
     parts = {row[0]: Part(*row) for row in rows_left(path, "parts", Part._fields)}
-    lines = {key: line for _, key, line in rows_left(path, "failures", ("id", "key", "line"))}
+    lines = {call: line for _, call, line in rows_left(path, "failures", ("id", "call", "line"))}
     return Remains(facts, [parts[number] for number in sorted(parts)], list(lines.values()), path)
 
 

@@ -29,12 +29,11 @@ from harvester.rows.call import CallState, Entry
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format, PartFormat
 from harvester.rows.schema import Shape
-from harvester.storage.filesystem import make_folder
+from harvester.storage.filesystem import install, make_folder
 from harvester.storage.folders import refuse_second_work_dir, resolve
 from harvester.storage.location import CLAIM, FAILURES, MANIFEST, STDOUT, OutputLocation
 from harvester.storage.object_store import open_store
 from harvester.storage.scratch import scratch_folder
-from harvester.storage.sqlite import install
 from harvester.storage.storage import LocalStorage, Storage
 from harvester.storage.watch import FolderLock, check_kinds, check_state
 from harvester.verify.rebuilding import Origin, Rebuilding, Remains, Tally, remains, window_facts

@@ -9,7 +9,7 @@ import orjson
 
 from harvester.links.batch import Link
 from harvester.rows.call import GIVEN_UP_RUNS, WHOLE, CallState, Known, Shortfall
-from harvester.storage.sqlite import RankedItems
+from harvester.storage.scratch import RankedItems
 from harvester.worklist.refresh import IDLE_TURN, Refresh, asked_at_of
 
 _DUE_CALLS = 1000

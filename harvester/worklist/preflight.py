@@ -24,7 +24,7 @@ from harvester.progress import WindowState, counted
 from harvester.rows.call import CallState, Known
 from harvester.rows.row import RowBuilder
 from harvester.shutdown import ShutdownSignal
-from harvester.storage.sqlite import DistinctKeys
+from harvester.storage.scratch import DistinctKeys
 from harvester.threads import in_daemon
 from harvester.worklist.calls import DUE
 from harvester.worklist.list_count import ListCount, ListSurvey

@@ -37,7 +37,7 @@ from harvester.links.batch import Batch, Feed, Link
 from harvester.progress import Carried, InvalidLine, RunProgress
 from harvester.rows.call import GIVEN_UP_RUNS, CallState, Known
 from harvester.shutdown import ShutdownSignal
-from harvester.storage.sqlite import DistinctKeys
+from harvester.storage.scratch import DistinctKeys
 from harvester.worklist.calls import Call, DueCalls
 from harvester.worklist.refresh import Refresh, was_answered
 

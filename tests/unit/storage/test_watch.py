@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harvester.errors import DatasetBusy, OutputError
-from harvester.storage.sqlite import SqliteFile, install, rows_left
+from harvester.storage.filesystem import install
+from harvester.storage.sqlite import SqliteFile, rows_left
 from harvester.storage.watch import FolderLock
 from tests.support.users import NOBODY, as_somebody
 
