@@ -36,7 +36,7 @@ nightly: .venv/dev
 	$(PYTEST) -m nightly
 	$(PYTEST) -m "hypothesis and not nightly" --hypothesis-profile=nightly
 
-# Each operation on a file fails, and the power is cut after each; make test tries some of them.
+# Each operation on a file fails, the power is cut after each, and random scenarios; make test tries some of them.
 chaos: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m chaos

@@ -49,6 +49,8 @@ ERRORS = {
 }
 KINDS = ("journal", "journal", "part", "growing", "manifest", "failures", "folder", "success", "ledger", "budget")
 _DAY = 86400.0
+_SHOWN_EVERY = 200
+"""Scenarios between two lines of progress."""
 JUMPS = (-3600.0, 3600.0, -40 * _DAY, 40 * _DAY, -7000 * _DAY, 3650 * _DAY, 90.0, -90.0)
 INVALID = ("not a link", "https://example.com/", "bit.ly/", "\x00", "bit.ly/../../user", "é" * 50)
 DECORATED = ("{}", "{}", "{}", "https://{}", "HTTP://{}/", '"{}"', "{}?utm=1", " {} ", "{}\r")
@@ -457,6 +459,8 @@ def _many(first: int, count: int, jobs: int, keep: Path | None, seconds: float) 
         whole.add(tally)
         for finding in tally.findings:
             print(finding, flush=True)
+        if whole.scenarios % _SHOWN_EVERY == 0:
+            print(f"{whole.scenarios} scenarios, {len(whole.findings)} findings", file=sys.stderr, flush=True)
     for worker in workers:
         worker.join()
     return whole

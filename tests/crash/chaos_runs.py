@@ -18,6 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import platformdirs  # noqa: F401 - imported here as all that a run needs, so that a fork begins at once
+import psutil  # noqa: F401
+
 from harvester.cli import harvesting, outputs
 from harvester.cli.exit_codes import die_of_signals, observer_for, report_error
 from harvester.client import attempt
