@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n 6
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
 
-.PHONY: demo test fast nightly chaos lint docs dockerfile picture bench clean
+.PHONY: demo test fast nightly chaos fuzz lint docs dockerfile picture bench clean
 
 demo: .venv/run
 	$(BIN)/harvester demo
@@ -40,6 +40,10 @@ nightly: .venv/dev
 chaos: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m chaos
+
+# A minute for each parser, guided by the code that is reached; Linux alone.
+fuzz: .venv/fuzz
+	$(BIN)/python -m tests.fuzzing
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -80,6 +84,9 @@ bench: .venv/dev
 
 .venv/docs: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	$(call INSTALL,'.[docs]') && $(COMPILE_PACKAGES) && touch $@ .venv/run
+
+.venv/fuzz: .venv/dev
+	$(call INSTALL,'.[fuzz]') && touch $@
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

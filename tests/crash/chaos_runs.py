@@ -175,6 +175,7 @@ class Runs:
         vars_of(attempt.AttemptSender, "send", noted)
 
     def _fork(self, work: Callable[[], int]) -> int:
+        Path(self._log).write_text("")  # for one that is killed before it has begun
         child = os.fork()
         if child == 0:
             _leave(work, self._log)
