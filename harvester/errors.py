@@ -18,6 +18,7 @@ HarvesterError
 """
 
 import contextlib
+import errno
 from collections.abc import Iterator
 
 
@@ -120,6 +121,12 @@ def install_line(extra: str) -> str:
     return f"pip install 'bitly-harvester[{extra}]'"
 
 
+_IN_THE_WAY = {
+    errno.EISDIR: "it is a folder where a file belongs: move it away, then run the same command again",
+    errno.ELOOP: "it is a symbolic link where a file belongs: move it away, then run the same command again",
+}
+
+
 @contextlib.contextmanager
 def as_output_error(path: str) -> Iterator[None]:
     """Turn an OSError of the block into an OutputError that names the file, of a rename the target.
@@ -129,4 +136,5 @@ def as_output_error(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{error.filename2 or error.filename or path}: {error.strerror}") from error
+        why = _IN_THE_WAY.get(error.errno or 0, error.strerror)
+        raise OutputError(f"{error.filename2 or error.filename or path}: {why}") from error

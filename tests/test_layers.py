@@ -129,7 +129,7 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
         ("aiolimiter", {"client.pacer"}),
         ("tenacity", {"client.pacer", "storage.object_store"}),
         ("obstore", {"storage.object_store"}),
-        ("sqlite3", {"budget.database", "storage.sqlite"}),
+        ("sqlite3", {"budget.database", "budget.removal", "storage.sqlite"}),
         (
             "cyclopts",
             {"cli.account", "cli.first_steps", "cli.main", "cli.outputs"}

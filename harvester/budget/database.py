@@ -24,6 +24,7 @@ from typing import Any
 import orjson
 
 from harvester.budget.limits import COUNTED_SECONDS, HOUR
+from harvester.budget.removal import FileWatch
 from harvester.budget.throttling import EndpointThrottle, LearnedLimit, ReportedLimits
 from harvester.clock import Clock, month_of
 from harvester.errors import BudgetBusy, OutputError
@@ -60,6 +61,7 @@ CREATE INDEX IF NOT EXISTS attempts_at ON attempts (scope, at);
 CREATE TABLE IF NOT EXISTS months (server TEXT, account TEXT, month TEXT, spent INTEGER,
     reported REAL, PRIMARY KEY (server, account, month)) WITHOUT ROWID;
 """
+_DAMAGED = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
 _VERSION = 1
 """The schema's version, kept as `PRAGMA user_version`; 0 in a new file."""
 
@@ -112,6 +114,7 @@ class BudgetDatabase:
         self._synced = True
         self._data_version = -1
         self._check_due = 0.0
+        self._gone: str | None = None
         with self.explained():
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=self._busy_seconds)
             try:
@@ -121,7 +124,7 @@ class BudgetDatabase:
                 with self.transaction():
                     self._enter_boot()
                 self._entered = True
-                self._inode: int | None = os.stat(path).st_ino
+                self._watch = FileWatch(path)
                 self._db.execute(f"PRAGMA busy_timeout = {_LOOP_BUSY_SECONDS * 1000:.0f}")
             except BaseException:
                 self._db.close()
@@ -184,7 +187,9 @@ class BudgetDatabase:
             )
 
     def close(self) -> None:
-        """Close the file; what was counted stays."""
+        """Close the file; what was counted stays, also if its name was removed since the last check."""
+        if not self._gone:
+            self._watch.why_gone(self._db)
         self._db.close()
 
     def sync_each_commit(self, enabled: bool) -> None:
@@ -212,21 +217,14 @@ class BudgetDatabase:
     def check_present(self) -> None:
         """Raise OutputError if the path no longer names the open file: other processes would count in another one.
 
-        Checks at most once in _CHECK_SECONDS.
+        Its counts are written again. Checks at most once in _CHECK_SECONDS.
         """
         now = self.clock.boot_seconds()
-        if now < self._check_due:
-            return
-        self._check_due = now + _CHECK_SECONDS
-        try:
-            found = os.stat(self.path).st_ino
-        except OSError:
-            found = None
-        if found != self._inode:
-            raise OutputError(
-                f"{self.path} was removed or replaced while it was in use: other runs no longer see its counts. "
-                "Run the same command again; it uses the file that exists then"
-            )
+        if now >= self._check_due:
+            self._check_due = now + _CHECK_SECONDS
+            self._gone = self._gone or self._watch.why_gone(self._db)
+        if self._gone:
+            raise OutputError(self._gone)
 
     def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
         """Execute a statement. Call only inside `transaction`."""
@@ -261,9 +259,11 @@ class BudgetDatabase:
                     f"{self.path} has been locked by another process for too long: find out which (lsof), and "
                     "run the same command again"
                 ) from error
+            damaged = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT") in _DAMAGED
+            cure = "Restore a backup of it, or move it away" if damaged else "Fix that, and run the same command again"
             raise OutputError(
-                f"{self.path}: {error}. Each attempt is counted there before it is sent; fix it, or use another "
-                "--state-dir (if it is damaged: move it away, and the month's count starts from zero)"
+                f"{self.path}: {error}. Each attempt is counted there before it is sent. {cure}. A new file, as in "
+                "another --state-dir, counts from zero: set --per-month to what is left of the month then"
             ) from error
 
     def keep(self, name: str, value: Any) -> None:

@@ -4,6 +4,7 @@ Slow imports are local: every command, even `status` as a probe, loads this modu
 """
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -177,9 +178,12 @@ def _command(token: "Token") -> "Command":
     """Return the command line of this process for the manifest, which others may read: without any secret."""
     from harvester.credentials.redaction import may_hold_secret, without_secrets
     from harvester.dataset.manifest import Command
+    from harvester.misplaced import misplaced
 
     def text(path: str) -> str:
-        return os.fsencode(token.hidden_if_long(path)).decode(errors="backslashreplace")  # JSON is UTF-8
+        return os.fsencode(misplaced.hidden(token.hidden_if_long(path))).decode(
+            errors="backslashreplace"
+        )  # JSON is UTF-8
 
     words, cwd = ["harvester", *without_secrets(typed.words)], None
     with suppress(FileNotFoundError):  # the folder was deleted
@@ -211,6 +215,7 @@ def _in_loop(work: Callable[[ShutdownSignal, Reporter], Coroutine[Any, Any, T]],
         return await work(shutdown, observer)
 
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()  # what was imported stays until the end, and is not looked through again and again
     return asyncio.run(done())
 
 

@@ -24,6 +24,7 @@ from harvester.config.options import COMMON, RunOptions, home_expanded, names_in
 from harvester.config.sources import DASH
 from harvester.errors import UsageError
 from harvester.events import Event
+from harvester.misplaced import misplaced
 from harvester.reporting.terminal import discard_output, open_closed_streams, say
 from harvester.shutdown import OK, OUTPUT, USAGE
 
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     die_of_signals()
     words = sys.argv[1:] if argv is None else argv
     sources.typed.begin(words)
+    misplaced.begin(words, os.environ.get("BITLY_TOKEN", "").strip())
     sys.exit(_flush_output(_exit_code(_with_flags([DASH if word == "-" else word for word in words]))))
 
 

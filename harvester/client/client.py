@@ -31,7 +31,6 @@ from harvester.bitly.verdicts import (
     Throttled,
     TokenRefused,
     Transient,
-    Unknown,
     Unreadable,
     Verdict,
 )
@@ -39,7 +38,7 @@ from harvester.client.attempt import AttemptSender, ClientContext, NotSent
 from harvester.client.completion import Completion
 from harvester.client.held_verdicts import STREAK, HeldVerdicts, Place, ThrottledLinks
 from harvester.client.known_good import KnownGoodLinks
-from harvester.client.pacer import AtOnce, Backoff, RemainingCalls, retrier
+from harvester.client.pacer import AtOnce, Backoff, RemainingCalls, StrangeAnswers, retrier
 from harvester.errors import OutputError
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.http import pooled
@@ -84,8 +83,7 @@ class Client:
         )
         self.known_good = KnownGoodLinks(self._send_known_good)
         self.charges_tries = False
-        self._calls = self._fresh_calls = 0
-        self._unanswered = self._begun = 0
+        self._calls = self._fresh_calls = self._unanswered = self._begun = 0
         self._settings = settings
         self._completion = Completion(
             self._send_query,
@@ -109,6 +107,7 @@ class Client:
             self.sender.account_answers,
         )
         self._throttled = ThrottledLinks(self.known_good, context.shutdown, lambda: self._calls)
+        self._strange = StrangeAnswers()
 
     def pace_by(self, worklist: RemainingCalls) -> None:
         """Send without pacing once the calls that remain in the worklist fit into the free window."""
@@ -220,7 +219,7 @@ class Client:
         return isinstance(await held, Refused)
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
-        """Repeat a call whose first attempt had no answer, unless that was Unknown; return the last verdict, and how
+        """Repeat a call whose first attempt had no answer, as far as that may pass; return the last verdict, and how
         many attempts the call was charged in all.
 
         Raises:
@@ -242,13 +241,18 @@ class Client:
             else:
                 verdict = await self._attempt(bitlink, fresh=False, again=True)
                 self.sender.counters.retried += not isinstance(verdict, NotSent)
+                if not isinstance(first, Transient):
+                    self._strange.repeated(answered=isinstance(verdict, Answer))
             unreadable += isinstance(verdict, Unreadable)
-            if isinstance(verdict, NoAnswer) and (out_of_attempts or isinstance(verdict, Unknown) or unreadable > 1):
+            if isinstance(verdict, NoAnswer) and (out_of_attempts or not may_pass(verdict)):
                 return await self._confirm_failure(bitlink, verdict, failed_at)
             return verdict
 
+        def may_pass(verdict: Verdict) -> bool:
+            return isinstance(verdict, NoAnswer) and not self._strange.is_final(verdict, unreadable)
+
         backoff = Backoff(self._settings.backoff_seconds, self.sender.pauses)
-        verdict: Verdict = await retrier(self._settings.attempts, backoff, self._shutdown)(attempt)
+        verdict: Verdict = await retrier(self._settings.attempts, backoff, self._shutdown, may_pass)(attempt)
         self._throttled.forget(bitlink)
         return verdict, charged
 
@@ -297,6 +301,8 @@ class Client:
         self._throttled.forget(bitlink)
         if isinstance(verdict, Answer):
             self.known_good.answered(bitlink, begun)
+            if not (fresh or again):
+                self._strange.passed()
         return await self._completion.of(bitlink, verdict) if self._completion.is_due(verdict) else verdict
 
     async def _send_query(self, bitlink: str, query: Query, again: bool) -> Verdict | None:

@@ -14,7 +14,7 @@ from typing import Protocol
 import tenacity
 from aiolimiter import AsyncLimiter
 
-from harvester.bitly.verdicts import Transient, Unreadable, Verdict, reason
+from harvester.bitly.verdicts import Transient, Unknown, Verdict, reason
 from harvester.budget.budget import Budget
 from harvester.budget.throttling import hinted_seconds
 from harvester.errors import OutputError
@@ -22,6 +22,9 @@ from harvester.progress import WaitReason
 from harvester.shutdown import ShutdownSignal
 
 _LONGEST_BACKOFF_SECONDS = 60.0
+_IN_VAIN = 12
+"""After this many attempts in a row that repeated calls with a strange answer in vain, such answers are the links' own.
+Where two thirds of all requests are blocked at random, one such row in a hundred is as long."""
 
 
 class RemainingCalls(Protocol):
@@ -161,23 +164,42 @@ def last_verdict(state: tenacity.RetryCallState) -> Verdict:
     return result
 
 
-class UnreadableTwice(tenacity.stop.stop_base):
-    """Stops once two responses were not the facet's JSON: such a call is repeated once."""
+class StrangeAnswers:
+    """Answers that no rule knows, or that are not the facet's JSON: may a call that had one be repeated?
+
+    As a rule the first is the link's own, and the other is repeated once. But some firewalls block requests at random.
+    They are known by a call that failed in an earlier run and is answered after all: from then on such calls are
+    repeated as after any other failure, until a dozen attempts in a row were in vain.
+    """
 
     def __init__(self) -> None:
-        self._seen = 0
+        self._in_vain = _IN_VAIN
 
-    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
-        """Return whether that is so."""
-        self._seen += isinstance(last_verdict(retry_state), Unreadable)
-        return self._seen > 1
+    @property
+    def _at_random(self) -> bool:
+        return self._in_vain < _IN_VAIN
+
+    def is_final(self, verdict: Verdict, unreadable: int) -> bool:
+        """Return whether a call ends with such a verdict. unreadable: its answers so far that were not the JSON."""
+        return not self._at_random and (isinstance(verdict, Unknown) or unreadable > 1)
+
+    def passed(self) -> None:
+        """Record that a call which failed in an earlier run was answered."""
+        self._in_vain = 0
+
+    def repeated(self, *, answered: bool) -> None:
+        """Record what came of an attempt that repeated a call which had such an answer."""
+        if self._at_random:
+            self._in_vain = 0 if answered else self._in_vain + 1
 
 
-def retrier(attempts: int, backoff: Backoff, shutdown: ShutdownSignal) -> tenacity.AsyncRetrying:
+def retrier(
+    attempts: int, backoff: Backoff, shutdown: ShutdownSignal, may_pass: Callable[[Verdict], bool]
+) -> tenacity.AsyncRetrying:
     """Return what repeats one call until its verdict is none that may pass, `attempts` times at most in all."""
     return tenacity.AsyncRetrying(
-        retry=tenacity.retry_if_result(lambda verdict: isinstance(verdict, Transient | Unreadable)),
-        stop=tenacity.stop_any(tenacity.stop_after_attempt(attempts), UnreadableTwice()),
+        retry=tenacity.retry_if_result(may_pass),
+        stop=tenacity.stop_after_attempt(attempts),
         wait=backoff,
         sleep=shutdown.sleep_unless_stopping,
         retry_error_callback=last_verdict,

@@ -4,6 +4,7 @@ The options arrive as the texts and numbers of the command line, of variables, o
 leaves has units: seconds, bytes, shares. An error names the option, and what was expected.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +25,9 @@ from harvester.bitly.query import (
 from harvester.budget.limits import PLAN_MONTHS, RequestedLimits
 from harvester.clock import utc_iso
 from harvester.config.base_url import checked_base_url
-from harvester.config.options import LimitOptions, QueryOptions, RunOptions, TransportName
+from harvester.config.options import LimitOptions, QueryOptions, RunOptions, TransportName, by_name
 from harvester.errors import UsageError
+from harvester.misplaced import looks_like_token
 from harvester.shutdown import FailureLimit
 
 T = TypeVar("T")
@@ -72,6 +74,7 @@ class TypedOptions:
 
 def typed(options: RunOptions) -> TypedOptions:
     """Return the options of a run as typed values. Raises UsageError for the first that is wrong or out of range."""
+    refuse_tokens(options)
     query, pin_reference = query_of(options.query)
     check_counts(options)
     check_skip_idle(options)
@@ -92,6 +95,26 @@ def typed(options: RunOptions) -> TypedOptions:
         refresh_seconds=refresh_seconds_of(options),
         prefer_active=options.list.prefer == "active",
     )
+
+
+def refuse_tokens(options: RunOptions) -> None:
+    """Refuse a token that stands where an option expects something else: a folder of its name would show it.
+
+    A token's own options say by themselves what they expect.
+
+    Raises:
+        UsageError: a value looks like one, and nothing has that name.
+    """
+    for name, value in by_name(options).items():
+        if name in {"token_file", "token_command"}:
+            continue
+        for text in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
+            if looks_like_token(str(text)) and not os.path.lexists(text):
+                raise UsageError(
+                    "looks like a token, which no option takes: set BITLY_TOKEN, or store it with `harvester login "
+                    "--with-token`. If it is a path, write ./ before it",
+                    option=f"--{name.replace('_', '-')}",
+                )
 
 
 def refresh_seconds_of(options: RunOptions) -> float | None:

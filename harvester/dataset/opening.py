@@ -44,7 +44,7 @@ from harvester.storage.location import OutputLocation
 from harvester.storage.object_store import MOST_PART_BYTES, ObjectStorage, open_store
 from harvester.storage.scratch import scratch_folder
 from harvester.storage.storage import LocalStorage
-from harvester.storage.watch import FolderLock, check_state
+from harvester.storage.watch import FolderLock, check_kinds, check_state
 
 _BATCH_RECORDS = 1000
 _LINES_NAMED = 10
@@ -191,6 +191,7 @@ def peek(
         if location is not None:
             folders.refuse_second_work_dir(location)
             if folders.has_ledger(location):
+                check_kinds(location)
                 ledger = stack.enter_context(
                     contextlib.closing(Ledger(location.ledger, location.repair_advice, read_only=True))
                 )

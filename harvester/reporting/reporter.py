@@ -9,6 +9,7 @@ import orjson
 
 from harvester.clock import utc_text
 from harvester.events import Event, Field, RunOutcome, level
+from harvester.misplaced import misplaced
 from harvester.progress import InvalidLine, RunProgress, WaitReason, counted, duration, limit_in_words
 from harvester.reporting.summary import counts, summary
 from harvester.reporting.terminal import say
@@ -86,7 +87,12 @@ class Reporter:
     def tell(self, event: Event, text: str, /, **fields: Field) -> None:
         """Write an event; with quiet only warnings and errors."""
         if not self._quiet or level(event) != "info":
-            self._sink.tell(event, text, fields)
+            self._write(event, text, fields)
+
+    def _write(self, event: Event, text: str, fields: Mapping[str, Field]) -> None:
+        """Write an event without the tokens that may stand in it, such as one given as a list's path."""
+        shown = {name: _without_tokens(value) for name, value in fields.items()}
+        self._sink.tell(event, misplaced.hidden_in_message(text), shown)
 
     def invalid(self, line: InvalidLine) -> None:
         """Count a bad line of the list; the first is the example in the one line that people get of all of them."""
@@ -171,7 +177,7 @@ class Reporter:
         spent = stop is not None and stop.reason is StopReason.MONTH_SPENT and stop.until == status.spent_before
         if not self._quiet or (stop and not own and not spent):
             fields = {**counts(outcome, out, seconds), "exit_code": exit_code}
-            self._sink.tell(Event.RUN_ENDED, summary(outcome, out, seconds, command, details), fields)
+            self._write(Event.RUN_ENDED, summary(outcome, out, seconds, command, details), fields)
 
     def close(self) -> None:
         """Write what is still to be said of bad lines, and remove the live display."""
@@ -267,3 +273,11 @@ def progress_fields(status: RunProgress) -> dict[str, Any]:
         if waiting
         else None,
     }
+
+
+def _without_tokens(value: Field) -> Field:
+    if isinstance(value, str):
+        return misplaced.hidden_in_message(value)
+    if isinstance(value, list):
+        return [_without_tokens(each) for each in value]
+    return value

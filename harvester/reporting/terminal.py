@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from harvester.errors import OutputError
+from harvester.misplaced import misplaced
 
 SUCCESS_MARK, FAILURE_MARK = "✓", "✗"
 """The first character of a summary, which a terminal shows in colour."""
@@ -88,8 +89,8 @@ def can_be_drawn_upon(lists: Sequence[str], out: str) -> bool:
 
 
 def say(text: str) -> None:
-    """Write lines to standard error, escaped; once it is closed nothing more is written."""
-    put(escaped_lines(text) + "\n")
+    """Write lines to standard error, escaped and without tokens; once it is closed nothing more is written."""
+    put(escaped_lines(misplaced.hidden_in_message(text)) + "\n")
 
 
 def put(text: str) -> None:
@@ -116,13 +117,13 @@ def printing() -> Iterator[None]:
 
 
 def print_out(text: str) -> None:
-    """Print lines to standard output, escaped: they may hold foreign text.
+    """Print lines to standard output, escaped: they may hold foreign text. A token of the command line is hidden.
 
     Raises:
         BrokenPipeError: the reader has closed it. OutputError: it cannot be written.
     """
     with printing():
-        print(escaped_lines(text), flush=True)
+        print(escaped_lines(misplaced.hidden(text)), flush=True)
 
 
 def open_closed_streams() -> None:

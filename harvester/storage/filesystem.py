@@ -119,6 +119,14 @@ def kind_of(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
+def first_denied(paths: Iterable[str]) -> str | None:
+    """Return an error for the first of some files that this user may not read and write; None if all may be."""
+    for path in paths:
+        if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+            return f"{path} cannot be written by this user: give it the rights, then run the same command again"
+    return None
+
+
 def open_new(path: str) -> BinaryIO:
     """Create a temporary file of harvester's own to write to; what a killed run left under its name is deleted first.
 

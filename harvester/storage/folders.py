@@ -219,8 +219,9 @@ def check_unused(location: OutputLocation) -> None:
         if os.path.abspath(work_dir) != location.private:
             asked = f"--work-dir {shlex.quote(work_dir)}"
             raise OutputError(f"{location.out} was started with {asked}, where its ledger is: add {asked}")
+        state = "empty" if has_ledger(location) else "missing"
         raise OutputError(
-            f"{location.out} was started before, and its ledger {location.ledger} is missing. It records which "
+            f"{location.out} was started before, and its ledger {location.ledger} is {state}. It records which "
             f"calls were paid for: restore it (was there a --work-dir?). {location.repair_advice}. Or keep this "
             "output as it is and start a new --out with the links that are missing from it"
         )
@@ -266,6 +267,7 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
             with tempfile.TemporaryFile(dir=folder):  # says why
                 pass
         _make_budget_file(budget, warn)
+        _check_beside(budget)
     except (OSError, UsageError) as error:
         why = getattr(error, "strerror", None) or "a network file system"
         if (os.path.isabs(folder) and _may_be_there(budget)) or asked is not None:
@@ -281,12 +283,15 @@ def state_folder(asked: str | None, private: str | Callable[[], str], warn: Call
 
 def _unwritable(folder: str, budget: str, why: str, error: Exception) -> OutputError:
     """Return the error for a state folder that no other may stand in for: each output would spend the month again."""
-    if os.path.isabs(folder) and _may_be_there(budget):
-        return OutputError(
-            f"{budget} cannot be written ({why}), and has the counts of this month, hour and minute: make it "
-            "writable again. Or use another --state-dir, whose counts start from zero, and a smaller --per-month"
-        )
     file = getattr(error, "filename", None)
+    if os.path.isabs(folder) and _may_be_there(budget):
+        named = file if isinstance(file, str) and file.startswith(budget) else budget
+        has = "" if named == budget else f"{budget} "
+        cure = "move it away" if os.path.isdir(named) else "make it writable again"
+        return OutputError(
+            f"{named} cannot be written ({why}), and {has}has the counts of this month, hour and minute: {cure}. "
+            "Or use another --state-dir, whose counts start from zero, and a smaller --per-month"
+        )
     why = f"{file}: {why}" if isinstance(file, str) and file != folder else why
     return OutputError(f"--state-dir {folder}: {why}. It cannot contain the budget: use a writable folder")
 
@@ -325,6 +330,20 @@ def _make_budget_file(path: str, warn: Callable[[str], None]) -> None:
             f"{path} was empty: the counts of this month, hour and minute are lost, and start from zero "
             "now. Restore a backup of it, or set --per-month to what is left"
         )
+
+
+def _check_beside(budget: str) -> None:
+    """Check that this user can write to the budget's file and to SQLite's two beside it, which have its counts, too.
+
+    Raises:
+        OSError: one of them is no file, or may not be written. SQLite's own error would not say which.
+    """
+    for path in (budget, f"{budget}-wal", f"{budget}-shm"):
+        if os.path.lexists(path):
+            if not os.path.isfile(path):
+                raise OSError(errno.EINVAL, "it is not a file", path)
+            if not os.access(path, os.W_OK, effective_ids=True):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
 def lock_folder(state: str, server: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from harvester.errors import OutputError
-from harvester.storage.filesystem import Tampering, set_aside, sync_folder, sync_path
+from harvester.storage.filesystem import Tampering, first_denied, set_aside, sync_folder, sync_path
 
 _DURABLE = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
 _TOUCHES = 3
@@ -60,7 +60,8 @@ class SqliteFile:
             code = getattr(error, "sqlite_errorname", "")
             if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "no such" in str(error):
                 raise self.damaged(str(error)) from error
-            raise OutputError(f"{self._path}: {error} ({code})") from error
+            denied = code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")) and first_denied(_files_of(self._path))
+            raise OutputError(denied or f"{self._path}: {error} ({code})") from error
         except UnicodeDecodeError as error:  # SQLite quotes in its messages what it could not read
             raise self.damaged(str(error)) from error
 
@@ -335,6 +336,10 @@ def _state_of(path: str) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+def _files_of(path: str) -> tuple[str, str, str]:
+    return path, f"{path}-wal", f"{path}-shm"
+
+
 def _delete(path: str) -> None:
     with suppress(OSError):
         os.unlink(path)
@@ -365,11 +370,16 @@ def _is_named(db: sqlite3.Connection, path: str) -> bool:
 
 
 def _open_to_read(path: str) -> sqlite3.Connection:
-    """Open a file that a run may be writing; in a folder that is not writable, as its last run left it."""
+    """Open a file that a run may be writing; in a folder that is not writable, as its last run left it.
+
+    Without writing there SQLite cannot read a log, which has the last commits of a run that was killed.
+    """
     url, first = f"file:{quote(os.fsencode(path))}?mode=ro", "SELECT count(*) FROM sqlite_master"
     try:
         return _connected(url, first, uri=True)
     except sqlite3.OperationalError:
+        if os.path.exists(log := path + "-wal") and os.path.getsize(log):
+            raise
         return _connected(f"{url}&immutable=1", first, uri=True)
 
 

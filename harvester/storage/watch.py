@@ -188,10 +188,7 @@ def check_state(location: OutputLocation, warn: Callable[[str], None]) -> None:
                 continue
             found = entry.stat(follow_symlinks=False)
             if not stat.S_ISREG(found.st_mode):
-                raise OutputError(
-                    f"{entry.path} is {kind_of(found.st_mode)}, not a harvester file: restore the file itself, "
-                    "or remove it if there was none"
-                )
+                raise _stranger(location, entry.path, found.st_mode)
             if found.st_nlink > 1:
                 shared.append(entry.path)
     with as_output_error(folder):
@@ -200,6 +197,34 @@ def check_state(location: OutputLocation, warn: Callable[[str], None]) -> None:
         for path in sorted(shared):
             unshare(path)
             warn(f"{path} had a second name (a hard link, as cp -al makes them): it is a separate file now")
+
+
+def check_kinds(location: OutputLocation) -> None:
+    """Check before reading that what has the name of one of the state's files is a file, by a link or not.
+
+    Where a folder has the name of the ledger's log, SQLite may show the ledger without its last commits.
+
+    Raises:
+        OutputError: one of them is something else.
+    """
+    with suppress(OSError), os.scandir(location.private) as entries:  # what cannot be looked at is not read either
+        for entry in entries:
+            if _STATE.fullmatch(entry.name) and os.path.exists(entry.path) and not entry.is_file():
+                raise _stranger(location, entry.path, entry.stat().st_mode)
+
+
+def _stranger(location: OutputLocation, path: str, mode: int) -> OutputError:
+    """Return the error for what stands where one of the state's files belongs."""
+    name = os.path.basename(path)
+    then = "Move it away, then run the same command again"
+    if name in {"ledger.sqlite", "ledger.sqlite-wal"}:
+        then = f"Move it away and put the file back. If the file is lost, {location.repair_advice}"
+    elif name.startswith("journal-"):
+        then = (
+            "Move it away and put the file back, then run the same command again. Without the file, its calls are made "
+            "again unless their rows are published"
+        )
+    return OutputError(f"{path} is {kind_of(mode)} where a file of harvester's belongs. {then}")
 
 
 def _refuse_open_ledger(path: str) -> None:

@@ -198,5 +198,10 @@ class ConnectionSlots:
         try:
             yield
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                raise OutputError(
+                    f"{self._folder} was removed or moved away while it was in use: run the same command again, which "
+                    "makes it anew, and keep other programs out of --state-dir"
+                ) from error
             name = error.filename or self._folder
             raise OutputError(f"{name}: {error.strerror}; restore access to it, or use another --state-dir") from error

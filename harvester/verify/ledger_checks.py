@@ -15,6 +15,7 @@ from harvester.errors import OutputError, UsageError
 from harvester.rows.call import CallState
 from harvester.storage.folders import resolve
 from harvester.storage.location import OutputLocation
+from harvester.storage.watch import check_kinds
 from harvester.verify.findings import Findings
 
 _PART = tuple(Part.__annotations__.values())
@@ -169,6 +170,7 @@ def open_ledger(out: str, work_dir: str | None, found: Findings, stack: ExitStac
         found.not_checked.append(f"the ledger: {error}")
         return None
     try:
+        check_kinds(location)
         why = _unreadable(location.ledger)
         if not why:
             ledger = stack.enter_context(closing(Ledger(location.ledger, read_only=True)))

@@ -35,7 +35,7 @@ from harvester.storage.object_store import open_store
 from harvester.storage.scratch import scratch_folder
 from harvester.storage.sqlite import install
 from harvester.storage.storage import LocalStorage, Storage
-from harvester.storage.watch import FolderLock, check_state
+from harvester.storage.watch import FolderLock, check_kinds, check_state
 from harvester.verify.rebuilding import Origin, Rebuilding, Remains, Tally, remains, window_facts
 
 _REBUILT = "ledger.sqlite.rebuilt"
@@ -79,6 +79,7 @@ def repair(out: str, work_dir: str | None, parts_at: str | None, *, apply: bool,
     with ExitStack() as stack, as_output_error(location.out):
         if location.begun:
             stack.enter_context(FolderLock(location.private, location.out))
+        check_kinds(location)
         return _Repairing(location, parts_at, stack).run(apply=apply, ask_again=ask_again)
 
 

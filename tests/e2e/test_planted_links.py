@@ -80,7 +80,11 @@ def test_what_is_planted_under_the_name_of_a_temporary_file_is_not_written_to(
 
 
 @pytest.mark.parametrize("name", STATE)
-@pytest.mark.parametrize("plant", [by_symlink, by_dangling_link, lambda name, _: os.mkfifo(name)])
+@pytest.mark.parametrize(
+    "plant",
+    [by_symlink, by_dangling_link, lambda name, _: os.mkfifo(name), lambda name, _: name.mkdir()],
+    ids=["symlink", "dangling link", "pipe", "folder"],
+)
 def test_what_is_planted_into_the_state_is_refused(
     quick_path: Path, run: Callable[..., Said], victim: Path, name: str, plant: Callable[[Path, Path], None]
 ) -> None:
@@ -92,8 +96,44 @@ def test_what_is_planted_into_the_state_is_refused(
     said = run(out)
     assert said.code == 8
     assert str(planted) in said.err
+    assert "where a file of harvester's belongs. Move it away" in said.err
     assert "Traceback" not in said.err
     assert not (quick_path / "not-there").exists()
+
+
+@pytest.mark.parametrize("name", ["ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "journal-00000.journal"])
+def test_no_command_reads_a_ledger_with_a_folder_in_the_place_of_a_file(
+    quick_path: Path, run: Callable[..., Said], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """SQLite itself would show the ledger without its log: `plan` would count the calls as still to be made."""
+    out = quick_path / "out"
+    assert run(out, "--max-calls", "1").code == 9
+    taken = out / "_harvester" / name
+    taken.unlink(missing_ok=True)
+    taken.mkdir()
+    wanted = f"{taken} is a folder where a file of harvester's belongs. Move it away"
+    plan = ("plan", str(quick_path / "links.txt"), "--offline", "--out", str(out))
+    for words in (plan, ("verify", str(out)), ("repair", str(out)), ("repair", str(out), "--apply")):
+        said = command(capsys, *words)
+        assert said.code == 8, words
+        assert wanted in said.out + said.err, words
+    assert ("`harvester repair" in said.err) == (name in {"ledger.sqlite", "ledger.sqlite-wal"})
+
+
+@pytest.mark.parametrize("name", ["._manifest.json.tmp", "_manifest.json", "_failures.ndjson"])
+def test_a_folder_in_the_way_of_a_file_is_named_with_what_to_do(
+    quick_path: Path, run: Callable[..., Said], name: str
+) -> None:
+    out = quick_path / "out"
+    assert run(out, "--max-calls", "1").code == 9
+    (out / name).unlink(missing_ok=True)
+    (out / name).mkdir()
+    said = run(out)
+    assert said.code == 8
+    assert f"{out / name}: it is a folder where a file belongs: move it away" in said.err
+    (out / name).rmdir()
+    assert run(out).code == 0
+    assert len(rows(out)) == 3
 
 
 @pytest.mark.parametrize("name", STATE)

@@ -128,6 +128,19 @@ async def test_one_strange_answer_among_good_ones_is_its_links_failure_and_costs
     assert len(bitly.requests) <= 81 + 1
 
 
+async def test_where_strange_answers_come_and_go_no_link_is_given_up(bitly: Scripted, quick_path: Path) -> None:
+    """A firewall that blocks requests at random. The run before has shown that it does: links of it are answered."""
+    blocked = [f"403-htmlx{times}-then-ok--{number}" for number in range(6) for times in (1, 2, 3)]
+    names = [name for pair in zip(many("ok", 18), blocked, strict=True) for name in pair]
+    assert exit_code(await harvest(bitly.url, quick_path, [*names, *many("418", 12)])) == SOME_FAILED
+    assert dataset(quick_path)["failed"] == 18 + 12
+    assert len(bitly.visits(blocked[-1])) == 1
+    for _ in range(2):
+        assert exit_code(await harvest(bitly.url, quick_path, [*names, *many("418", 12)])) == SOME_FAILED
+        assert dataset(quick_path)["failed"] == 12
+    assert exit_code(await harvest(bitly.url, quick_path, names)) == OK
+
+
 @pytest.mark.parametrize("behaviour", ["418", "html"])
 @pytest.mark.parametrize("links", [1, 4])
 async def test_a_few_strange_answers_where_nobody_was_answered_are_an_outage_and_charge_nobody(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commands import NO_LIMITS, ROOT, TOKEN, harvester
+from tests.support.in_process import command
 from tests.support.scripted_bitly import Scripted, scripted
 
 
@@ -68,3 +69,54 @@ def test_a_list_that_holds_the_token_leaves_it_in_no_file(tmp_path: Path, bitly:
     assert [name for name, data in {**files, **said}.items() if TOKEN.encode() in data] == []
     assert (kept / "out" / "_failures.ndjson").read_text().count('"invalid"') == 2
     assert [seen.back_half for seen in bitly.requests] == ["ok"]
+
+
+MISPLACED = "fedcba9876543210" * 2 + "fedcba98"
+"""Looks like a token of Bitly's; the one in use is another."""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", MISPLACED, "--out", "out"),
+        ("run", MISPLACED, "--out", "out", "--log-format", "json"),
+        ("plan", MISPLACED, "--out", "out", "--offline"),
+        ("show", MISPLACED),
+        ("normalize", MISPLACED),
+        ("status", MISPLACED),
+        ("verify", MISPLACED),
+        ("repair", MISPLACED),
+        (MISPLACED,),
+        ("login", "--with-token", MISPLACED),
+        ("--config", MISPLACED, "run", "links.txt", "--out", "out"),
+        ("run", "links.txt", "--out", "out", "--plan", MISPLACED),
+        ("run", "links.txt", "--out", MISPLACED),
+        ("run", "links.txt", "--out", "out", f"--work-dir={MISPLACED}"),
+        ("run", "links.txt", "--out", "out", "--state-dir", MISPLACED),
+        ("run", "links.txt", "--out", "out", "--account", MISPLACED),
+        ("run", "links.txt", "--out", "out", "--metrics-file", MISPLACED),
+    ],
+    ids=lambda words: " ".join(words).replace(MISPLACED, "TOKEN"),
+)
+def test_a_token_in_the_place_of_something_else_is_neither_said_nor_stored(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("links.txt").write_text("bit.ly/a\n")
+    done = command(capsys, *words)
+    assert done.code == 2
+    assert "token" in done.err
+    assert MISPLACED not in done.out + done.err
+    assert [*tmp_path.iterdir()] == [tmp_path / "links.txt"]
+
+
+def test_a_token_is_refused_as_a_folder_and_a_folder_of_such_a_name_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("links.txt").write_text("bit.ly/a\n")
+    plan = ("plan", "links.txt", "--offline", "--state-dir", "state", "--out")
+    assert "--out looks like a token" in command(capsys, *plan, MISPLACED).err
+    assert command(capsys, *plan, f"./{MISPLACED}").code == 0
+    Path(MISPLACED).mkdir()
+    assert command(capsys, *plan, MISPLACED).code == 0

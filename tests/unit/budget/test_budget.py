@@ -4,7 +4,9 @@ import json
 import math
 import os
 import random
+import re
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -1745,8 +1747,78 @@ def test_a_file_that_another_program_holds_is_refused_with_what_to_do(
     use(path)
 
 
+def emptied(folder: Path) -> None:
+    for path in [*folder.iterdir()]:
+        path.unlink()
+
+
+def by_another(path: Path) -> None:
+    path.unlink()
+    path.write_bytes(b"another program's")
+
+
+def by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("remove", "says"),
+    [
+        (Path.unlink, " was removed or replaced while it was in use. The run wrote it again with its counts: keep"),
+        (
+            lambda path: emptied(path.parent),
+            " was removed or replaced while it was in use. The run wrote it again with its counts",
+        ),
+        (
+            lambda path: shutil.rmtree(path.parent),
+            " was removed or replaced while it was in use. The run wrote it again",
+        ),
+        (lambda path: path.with_name("budget.sqlite-wal").unlink(), "-wal was removed or replaced by another program"),
+    ],
+    ids=["the file", "all files", "the folder", "the log"],
+)
+@pytest.mark.parametrize("noticed", [True, False], ids=["in use", "at the end"])
+def test_a_file_that_was_removed_is_written_again_with_its_counts(
+    quick_path: Path, machine: Machine, remove: Callable[[Path], object], says: str, noticed: bool
+) -> None:
+    path = quick_path / "state" / "budget.sqlite"
+    path.parent.mkdir()
+    limits = RequestedLimits(0, 0, 10)
+    database = BudgetDatabase(str(path), machine)
+    with closing(database):
+        budget = MachineBudget(database, ACCOUNT, "clicks", limits)
+        assert [budget.try_acquire() for _ in range(7)] == [None] * 7
+        remove(path)
+        if noticed:
+            machine.seconds += 1.0
+            for _ in range(2):
+                with pytest.raises(OutputError, match=re.escape(f"{path}{says}")):
+                    budget.try_acquire()
+        budget.close()
+    with closing(BudgetDatabase(str(path), machine)) as again:
+        budget = MachineBudget(again, ACCOUNT, "clicks", limits)
+        assert [budget.try_acquire() for _ in range(3)] == [None] * 3
+        assert isinstance(budget.try_acquire(), MonthExhausted)
+
+
+@pytest.mark.parametrize("replace", [by_another, by_a_folder], ids=["another file", "a folder"])
+def test_the_counts_of_a_file_that_was_replaced_are_saved_beside_it(
+    start: Start, machine: Machine, quick_path: Path, replace: Callable[[Path], None]
+) -> None:
+    path, saved = quick_path / "budget.sqlite", quick_path / "budget.sqlite.saved"
+    budget = start(100)
+    assert budget.try_acquire() is None
+    replace(path)
+    machine.seconds += 1.0
+    with pytest.raises(OutputError, match=rf"removed or replaced .* saved in {saved}: .* mv {saved} {path},"):
+        budget.try_acquire()
+    with closing(sqlite3.connect(saved)) as file:
+        assert {spent for (spent,) in file.execute("SELECT spent FROM months")} == {1}
+
+
 @pytest.mark.parametrize("replaced", [False, True])
-def test_a_file_that_was_taken_away_or_replaced_is_noticed_within_a_second(
+def test_a_file_that_was_moved_away_is_noticed_within_a_second(
     start: Start, machine: Machine, quick_path: Path, replaced: bool
 ) -> None:
     budget = start(100)
@@ -1755,8 +1827,12 @@ def test_a_file_that_was_taken_away_or_replaced_is_noticed_within_a_second(
     if replaced:
         start(100)
     machine.seconds += 1.0
-    with pytest.raises(OutputError, match="removed or replaced"):
+    says = f"budget.sqlite was moved away (to {quick_path}/elsewhere) while it was in use."
+    with pytest.raises(OutputError, match=re.escape(says)):
         budget.try_acquire()
+    if not replaced:  # else the log was begun anew by the other, because it stayed where it was
+        with closing(sqlite3.connect(quick_path / "budget.sqlite")) as file:
+            assert {spent for (spent,) in file.execute("SELECT spent FROM months")} == {1}
 
 
 def test_a_folder_in_the_files_place_is_refused_with_what_to_do(quick_path: Path) -> None:

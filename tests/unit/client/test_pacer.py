@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from harvester.bitly.verdicts import Transient, Unreadable, Verdict
+from harvester.bitly.verdicts import Transient, Unknown, Unreadable, Verdict
 from harvester.budget.limits import Limits
-from harvester.client.pacer import HintedPauses, Pacer
+from harvester.client.pacer import HintedPauses, Pacer, StrangeAnswers
 from harvester.shutdown import ShutdownSignal
 
 
@@ -83,3 +83,20 @@ def test_a_back_off_of_our_own_is_no_pause_that_the_server_asked_for(verdict: Ve
     pauses = HintedPauses()
     assert pauses.seconds(verdict, 1.0) == 1.0
     assert pauses.first is None
+
+
+def test_strange_answers_end_their_calls_unless_some_that_failed_in_an_earlier_run_are_answered() -> None:
+    page, cut = Unknown(403, "HTTP 403", ""), Unreadable(200, "not JSON", "<")
+    strange = StrangeAnswers()
+    strange.repeated(answered=True)
+    assert [strange.is_final(page, 0), strange.is_final(cut, 1), strange.is_final(cut, 2)] == [True, False, True]
+    strange.passed()
+    for _ in range(3):
+        strange.repeated(answered=True)
+        for _ in range(11):
+            strange.repeated(answered=False)
+            assert not strange.is_final(page, 0)
+            assert not strange.is_final(cut, 2)
+    strange.repeated(answered=False)
+    assert strange.is_final(page, 0)
+    assert strange.is_final(cut, 2)

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import platformdirs
@@ -12,23 +11,10 @@ import pytest
 
 from harvester.errors import OutputError, UsageError
 from harvester.storage.folders import check_unused, lock_folder, resolve, state_folder
+from tests.support.users import NOBODY, as_somebody
 
-NOBODY = 65534
 IMPORTED = (platformdirs, psutil)
 """By the functions themselves, when somebody may not be allowed to read them."""
-
-
-@contextmanager
-def as_somebody() -> Iterator[None]:
-    """Without root's right to write everywhere."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @pytest.fixture
@@ -91,6 +77,26 @@ def test_a_budget_that_is_there_and_cannot_be_written_is_refused(home: Path, spo
     found()
     spoil(home)
     with pytest.raises(OutputError, match=r"has the counts of this month.*--state-dir"):
+        found()
+
+
+@pytest.mark.parametrize("ending", ["-wal", "-shm"])
+def test_a_folder_in_the_place_of_what_sqlite_keeps_beside_the_budget_is_named(home: Path, ending: str) -> None:
+    found()
+    taken = state_of(home) / f"budget.sqlite{ending}"
+    taken.mkdir()
+    with pytest.raises(OutputError, match=rf"^{taken} cannot be written \(it is not a file\).*: move it away\."):
+        found()
+
+
+@pytest.mark.parametrize("ending", ["", "-wal", "-shm"])
+def test_the_one_of_the_budgets_files_that_may_not_be_written_is_named(home: Path, ending: str) -> None:
+    """SQLite gives those beside it the rights that it had, so they may lack what has been given back to it."""
+    found()
+    closed = state_of(home) / f"budget.sqlite{ending}"
+    closed.touch()
+    closed.chmod(0o444)
+    with pytest.raises(OutputError, match=rf"^{closed} cannot be written \(Permission denied\)"):
         found()
 
 

@@ -11,6 +11,7 @@ import pytest
 from harvester.errors import DatasetBusy, OutputError
 from harvester.storage.sqlite import SqliteFile, install, rows_left
 from harvester.storage.watch import FolderLock
+from tests.support.users import NOBODY, as_somebody
 
 
 def test_a_folder_is_locked_until_it_is_left(tmp_path: Path) -> None:
@@ -168,3 +169,46 @@ def test_a_file_in_a_folder_whose_name_is_no_text_is_opened(tmp_path: Path) -> N
     for path in (folder / "db", tmp_path / "link" / "db"):
         with closing(database(path)) as file:
             add(file, 1)
+
+
+def owned_by_somebody(folder: Path) -> Path:
+    """A ledger with a log that another user's process has left there, as a kill leaves it."""
+    folder.chmod(0o755)
+    killed = folder / "killed"
+    killed.mkdir()
+    with closing(database(folder / "db")) as file:
+        add(file, 10)
+        for ending in ("", "-wal", "-shm"):
+            shutil.copy(folder / f"db{ending}", killed)
+    for path in (killed, *killed.iterdir()):
+        os.chown(path, *((NOBODY, NOBODY) if os.geteuid() == 0 else (-1, -1)))
+    return killed / "db"
+
+
+@pytest.mark.parametrize("ending", ["", "-wal", "-shm"])
+def test_the_file_that_may_not_be_written_is_named(quick_path: Path, ending: str) -> None:
+    path = owned_by_somebody(quick_path)
+    closed = path.with_name(f"db{ending}")
+    closed.chmod(0o444)
+    refused = pytest.raises(OutputError, match=f"^{closed} cannot be written by this user: give it")
+    with as_somebody(), refused, closing(SqliteFile(str(path), "the ledger", "Mend it")) as file:
+        add(file, 1)
+    closed.chmod(0o644)
+    with as_somebody(), closing(database(path)) as file:
+        assert counted(file) == 10
+
+
+def test_a_log_is_never_left_out_when_a_folder_may_not_be_written(quick_path: Path) -> None:
+    """A killed run's last commits are in the log alone, which SQLite cannot read there."""
+    path = owned_by_somebody(quick_path)
+    path.with_name("db-shm").unlink()
+    path.parent.chmod(0o555)
+    with as_somebody(), pytest.raises(OutputError):
+        SqliteFile(str(path), "the ledger", "Mend it", read_only=True)
+    path.parent.chmod(0o755)
+    with as_somebody(), closing(database(path)):
+        pass
+    path.parent.chmod(0o555)
+    with as_somebody(), closing(SqliteFile(str(path), "the ledger", "Mend it", read_only=True)) as file:
+        assert counted(file) == 10
+    path.parent.chmod(0o755)
