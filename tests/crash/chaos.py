@@ -120,6 +120,7 @@ class Scenario:
         self._damage: list[Damage] = []
         self._allowed = 0
         self._notices = ""
+        self._torn = False  # the power was cut, so what a growing file's end holds is cut off by the next run
 
     def _form(self) -> tuple[Place, dict[str, Any]]:
         """Draw the output's form, and the options of all runs."""
@@ -228,6 +229,8 @@ class Scenario:
             self._allowed += self._in_flight(mood)
         if disk:
             self._cut_power(disk)
+        elif self._torn:
+            self._torn = ended.code is None
         else:
             self._only_grew(seen)
 
@@ -306,6 +309,7 @@ class Scenario:
     def _cut_power(self, disk: Disk) -> None:
         """Leave of the files what a power cut leaves. Answers that the ledger does not know durably may be repeated."""
         loss = self._rng.choice(list(Loss))
+        self._torn = True
         disk.do(self._runs.operations())
         disk.lose_power(loss, self._rng.random())
         answered = len(self._server.tell()["answered"])
