@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n 6
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
 
-.PHONY: demo test fast nightly chaos lint docs dockerfile picture bench bench-short clean
+.PHONY: demo test fast nightly chaos fuzz lint docs dockerfile picture bench bench-short clean
 
 demo: .venv/run
 	$(BIN)/harvester demo
@@ -36,10 +36,14 @@ nightly: .venv/dev
 	$(PYTEST) -m nightly
 	$(PYTEST) -m "hypothesis and not nightly" --hypothesis-profile=nightly
 
-# Each operation on a file fails, and the power is cut after each; make test tries some of them.
+# Each operation on a file fails, the power is cut after each, and random scenarios; make test tries some of them.
 chaos: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m chaos
+
+# A minute for each parser, guided by the code that is reached; Linux alone.
+fuzz: .venv/fuzz
+	$(BIN)/python -m tests.fuzzing
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -79,6 +83,9 @@ bench-short: .venv/dev
 
 .venv/docs: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	$(call INSTALL,'.[docs]') && $(COMPILE_PACKAGES) && touch $@ .venv/run
+
+.venv/fuzz: .venv/dev
+	$(call INSTALL,'.[fuzz]') && touch $@
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

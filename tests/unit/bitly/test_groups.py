@@ -1,9 +1,12 @@
 """A group's pages are requested as Bitly documents it, and read whatever a page lacks."""
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harvester.bitly.facets import NotTheFacet
 from harvester.bitly.groups import (
@@ -153,3 +156,27 @@ def test_groups_are_read_with_what_is_known_of_them() -> None:
 def test_an_answer_that_is_no_page_gets_the_verdict_of_a_call(status: int, body: str, kind: type) -> None:
     assert isinstance(PageRequests(Filters()).classify(status, {}, body.encode(), whole=True), kind)
     assert not isinstance(PageRequests(Filters()).classify(200, {}, b'{"links":[]}', whole=False), Document)
+
+
+TEXTS = st.text(max_size=9) | st.sampled_from(["bit.ly/a", "2026-11-23T06:00:00+0100"])
+KEYS = st.sampled_from([*LINK, "guid", "name"])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda each: st.lists(each, max_size=3) | st.dictionaries(KEYS, each, max_size=5),
+    max_leaves=9,
+)
+
+
+@given(st.fixed_dictionaries({}, optional={"links": ANYTHING, "pagination": ANYTHING, "groups": ANYTHING}))
+def test_any_json_is_a_page_and_groups_or_neither(body: dict[str, Any]) -> None:
+    for read in (read_page, read_groups):
+        with suppress(NotTheFacet):
+            read(body)
+    assert isinstance(read_default_group(body), str)
+
+
+@given(st.lists(ANYTHING, max_size=5))
+def test_every_entry_of_a_page_is_a_link_or_has_a_reason(entries: list[Any]) -> None:
+    found = read_page(page(*entries))
+    assert len(found.links) + len(found.bad) >= len(entries)
+    assert all(each.reason for each in found.bad)

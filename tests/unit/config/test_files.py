@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import harvester
 from harvester.api import _configured as configured
-from harvester.config.files import PROJECT_FILE, paths_read, user_file
+from harvester.cli.main import app
+from harvester.config.files import PROJECT_FILE, files_read, paths_read, user_file
+from harvester.errors import UsageError
+from tests.conftest import quick_folder
 from tests.support.in_process import command
 
 
@@ -228,3 +233,39 @@ async def test_a_token_from_python_goes_before_the_files_and_a_keyword_before_al
     user(home, f'token_command = "false"\nper_month = 1\nbase_url = "{served.url}"\nunits = 3')
     row = await harvester.metrics("bit.ly/a", token="0123456789abcdef", plan="growth", units=2)
     assert row["units"] == 2
+
+
+# --- any file -------------------------------------------------------------------------------------------------------
+
+KEYS = st.sampled_from(["size", "plan", "facet", "per_hour", "reserve", "out", "access_token", "run", "é", "a.b"])
+VALUES = st.recursive(
+    st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=9) | st.sampled_from(["free", "7%"]),
+    lambda each: st.lists(each, max_size=3) | st.dictionaries(KEYS, each, max_size=2),
+    max_leaves=4,
+)
+
+
+def as_toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {as_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(as_toml, value)) + "]"
+    return json.dumps(value).replace("NaN", "nan").replace("Infinity", "inf")
+
+
+@given(
+    st.binary(max_size=60)
+    | st.text(max_size=60).map(str.encode)
+    | st.dictionaries(KEYS, VALUES, max_size=4).map(
+        lambda table: "\n".join(f"{json.dumps(key)} = {as_toml(value)}" for key, value in table.items()).encode()
+    )
+)
+def test_a_file_of_any_bytes_is_read_or_refused_by_its_name(content: bytes) -> None:
+    with quick_folder() as folder:
+        path = folder / "any.toml"
+        path.write_bytes(content)
+        try:
+            said = [file.path for file in files_read(str(path), app)]
+        except UsageError as error:
+            said = [str(error)[: len(str(path))]]
+        assert said == [str(path)]

@@ -64,3 +64,35 @@ def test_failures_outlive_their_journal_until_the_failures_file_is_written(tmp_p
     for _ in range(2):
         forget_failures(str(tmp_path))
         assert os.listdir(tmp_path) == []
+
+
+PIECES = st.lists(st.sampled_from(LINES) | st.binary(max_size=60), max_size=9)
+
+
+@given(PIECES.map(b"".join), st.integers(0, 400))
+def test_a_journal_of_any_bytes_is_mended_once(data: bytes, committed: int) -> None:
+    with quick_folder() as folder:
+        path = str(folder / "journal-00000.journal")
+        Path(path).write_bytes(data)
+        found = survey(path, committed)
+        assert 0 <= found.end <= found.size == len(data)
+        before = [record.payload for _, record in good_lines(path) if record.state != VOID]
+        mend(path, found, committed)
+        assert os.path.getsize(path) == len(data)
+        again = survey(path, committed)
+        assert (again.end, again.gaps) == (found.end, [])
+        records = list(read(path, 0))
+        assert [record.payload for record in records if record.state != VOID] == before
+
+
+@given(st.lists(st.tuples(st.binary(min_size=16, max_size=16), st.integers(0, 2), st.binary(max_size=40)), max_size=6))
+def test_what_was_appended_is_read(entries: list[tuple[bytes, int, bytes]]) -> None:
+    entries = [(key, state, payload.replace(b"\n", b"")) for key, state, payload in entries]
+    with quick_folder() as folder:
+        journal = Journal(str(folder), 0)
+        for entry in entries:
+            journal.append(*entry)
+        journal.close()
+        path = segment_path(str(folder), 0)
+        assert [record[:3] for record in read(path, 0)] == entries
+        assert survey(path, 0).end == os.path.getsize(path)

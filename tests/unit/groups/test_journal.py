@@ -1,12 +1,16 @@
 """A listing's journal keeps every page that was read, through a torn last line."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harvester.bitly.groups import Filters, GroupLink, NoLink, Page
 from harvester.errors import OutputError, UsageError
-from harvester.groups.journal import ListRequest, PageJournal, PartIntent, read_state
+from harvester.groups.journal import ListRequest, PageJournal, PartIntent, outputs_in, read_state
+from tests.conftest import quick_folder
 
 REQUEST = ListRequest(("G1", "G2"))
 
@@ -88,3 +92,27 @@ def test_a_link_in_place_of_the_journal_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         opened(tmp_path / "pages")
     assert (tmp_path / "secret").read_text() == "mine"
+
+
+@given(st.data())
+def test_a_journal_with_any_damage_is_read_or_is_an_error(data: st.DataObject) -> None:
+    with quick_folder() as folder:
+        path = folder / "pages"
+        filled(path).close()
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(0, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        end = data.draw(st.none() | st.integers(0, len(content)))
+        path.write_bytes(content[:end] + data.draw(st.binary(max_size=9)))
+        for look in (lambda: read_state(str(path)), lambda: outputs_in(str(path))):
+            with suppress(OutputError):
+                look()
+        try:
+            journal = opened(path)
+        except (OutputError, UsageError) as error:
+            said = str(error)
+        else:
+            said = str(path)
+            assert sum(len(links) for links, _ in journal.pages()) <= 3
+            journal.close()
+        assert str(path) in said
