@@ -106,7 +106,9 @@ def test_ten_minutes_of_outage_cost_no_link_and_few_calls(quick_path: Path) -> N
 
 
 @sizes(100, 200)
-@pytest.mark.parametrize("per_hour", [12, 14, 16, 20])
+@pytest.mark.parametrize(
+    "per_hour", [12, 20, *(pytest.param(per_hour, marks=pytest.mark.nightly) for per_hour in (14, 16))]
+)
 def test_an_outage_under_a_low_hourly_limit_costs_no_link(quick_path: Path, per_hour: int, links: int) -> None:
     """The probe has to wait for the hourly window, and is answered when the outage is long over."""
     outages = [(hour * 3600.0, hour * 3600.0 + 1800.0) for hour in range(1, 40, 3)]

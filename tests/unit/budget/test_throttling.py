@@ -805,7 +805,7 @@ def test_a_limit_that_nobody_told_is_found_at_the_price_of_one_call_in_a_hundred
             limits,
             seed,
             at_once,
-            marks=() if (number, seed, at_once) in {(1, 2, 1), (3, 2, 1), (3, 2, 5)} else pytest.mark.nightly,
+            marks=() if (number, seed, at_once) in {(1, 2, 1), (3, 2, 5)} else pytest.mark.nightly,
         )
         for number, limits in enumerate([*UNKNOWN, {60.0: 50, 3600.0: 600}])
         for seed in (2, 3)
