@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 from cyclopts import Parameter
 
@@ -225,9 +225,9 @@ def schema(
     if rows == "links":
         from harvester.groups import table
 
-        if format == "ndjson.zst":
-            raise UsageError("ndjson.zst: the table of links has no parts of this format", option="--format")
-        print_out(table.schema_for(Target(target), format))
+        if format not in get_args(table.LinksFormat):
+            raise UsageError(f"{format}: the table of links has no parts of this format", option="--format")
+        print_out(table.schema_for(Target(target), cast("table.LinksFormat", format)))
         return OK
     from harvester.rows.encode import Format
     from harvester.rows.schema import Shape
