@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n 6
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
 
-.PHONY: demo test fast nightly chaos lint docs dockerfile picture bench clean
+.PHONY: demo test fast nightly chaos lint docs dockerfile picture bench bench-short clean
 
 demo: .venv/run
 	$(BIN)/harvester demo
@@ -57,14 +57,13 @@ dockerfile: .venv/docs
 picture: .venv/dev
 	$(BIN)/python docs/site/picture.py
 
+# All benchmarks, and the programs that harvester is compared with; one table each, in benchmarks/RESULTS.md.
 bench: .venv/dev
-	$(BIN)/python -m benchmarks.cost
-	$(BIN)/python -m benchmarks.memory
-	$(BIN)/python -m benchmarks.quota
-	$(BIN)/python -m benchmarks.verify
-	$(BIN)/python -m benchmarks.forms
-	$(BIN)/python -m benchmarks.parquet
-	$(BIN)/python -m benchmarks.house
+	$(BIN)/python -m benchmarks.bench
+
+# In about five minutes, without the slowest; what it measures is printed, and the page stays as it is.
+bench-short: .venv/dev
+	$(BIN)/python -m benchmarks.bench --short --to build/RESULTS.md
 
 # Debian and Ubuntu keep venv in a package of its own.
 .venv/pyvenv.cfg:

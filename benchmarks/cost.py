@@ -1,6 +1,6 @@
 """What does a call cost beyond HTTP? CPU per call of `harvester run`, against a bare aiohttp pool.
 
-usage: python -m benchmarks.cost [--rounds 5] [--links 20000] [--folder /tmp]
+usage: python -m benchmarks.cost [--rounds 5] [--links 20000] [--folder /tmp] [--tls]
 """
 
 import argparse
@@ -8,12 +8,23 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measuring import LARGE_LIMITS, NO_LIMITS, Used, check_rows, harvest, run, serving, write_list
+from benchmarks.measuring import (
+    ENVIRONMENT,
+    LARGE_LIMITS,
+    NO_LIMITS,
+    Used,
+    check_rows,
+    harvest,
+    run,
+    serving,
+    write_list,
+)
 
 MOST = 1.5
 """The whole job may cost so many times what the bare pool does."""
@@ -110,8 +121,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--links", type=int, default=20_000)
     parser.add_argument("--folder", help="where lists and output lie meanwhile")
+    parser.add_argument("--tls", action="store_true", help="over TLS, as Bitly is asked")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="harvester-cost-", dir=options.folder) as folder, serving() as url:
+    with tempfile.TemporaryDirectory(prefix="harvester-cost-", dir=options.folder) as folder, ExitStack() as stack:
+        authority = str(Path(folder) / "authority.pem")
+        url = stack.enter_context(serving(*(["--tls", authority] if options.tls else [])))
+        if options.tls:
+            ENVIRONMENT["SSL_CERT_FILE"] = authority
         costs = measure(Bench(Path(folder), url, options.links), options.rounds)
     return 0 if report(costs) else 1
 

@@ -17,8 +17,8 @@ NO_LIMITS = ("--per-minute", "0", "--per-hour", "0", "--per-month", "0")
 LARGE_LIMITS = ("--per-minute", "10000000", "--per-hour", "100000000", "--per-month", "1000000000")
 LONGEST_SECONDS = 3600.0
 _ANSWER_SECONDS = 10.0
-# Nothing else: a proxy variable or a configuration would change what is measured.
-_ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "BITLY_TOKEN": "benchmark"}
+ENVIRONMENT = {"PATH": os.environ.get("PATH", ""), "BITLY_TOKEN": "benchmark"}
+"""Of all processes. Nothing else: a proxy variable or a configuration would change what is measured."""
 
 
 class Used(NamedTuple):
@@ -39,7 +39,7 @@ def write_list(path: Path, links: int) -> Path:
 def serving(*options: str) -> Iterator[str]:
     """Serve benchmarks/server.py in a process of its own, and give its base URL."""
     command = [sys.executable, "-m", "benchmarks.server", *options]
-    process = subprocess.Popen(command, cwd=ROOT, env=_ENVIRONMENT, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         url = process.stdout.readline().decode().strip()
@@ -68,19 +68,17 @@ def harvest(links: Path, url: str, out: Path, options: Sequence[str] = NO_LIMITS
 def output_of(*arguments: str) -> str:
     """Run Python with arguments to its end, and give what it printed."""
     command = [sys.executable, *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=_ENVIRONMENT, capture_output=True, timeout=LONGEST_SECONDS, check=False
-    )
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=LONGEST_SECONDS, check=False)
     _check(done.returncode, arguments)
     return done.stdout.decode()
 
 
-def run(*arguments: str) -> Used:
-    """Run Python with arguments to its end, and give what it used.
+def run(*arguments: str, program: str = sys.executable) -> Used:
+    """Run Python with arguments to its end, and give what it used. program: another Python.
 
     Keep the calling process small: on Linux a child's peak begins with the one of the process that it came from.
     """
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=_ENVIRONMENT, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([program, *arguments], cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL)
     # Not process.kill(), which may reap the process, and what it used with it.
     deadline = threading.Timer(LONGEST_SECONDS, os.kill, (process.pid, signal.SIGKILL))
     deadline.start()

@@ -1,13 +1,16 @@
 """A Bitly that costs next to nothing: the same referrers for every request, so that the client is what is measured.
 
 Prints its base URL and serves until it gets SIGTERM, or for LONGEST_SECONDS, whatever became of who started it.
-usage: python -m benchmarks.server [--latency-ms 50] [--metrics 100000]
+usage: python -m benchmarks.server [--latency-ms 50] [--metrics 100000] [--clicks] [--tls authority.pem]
 """
 
 import argparse
 import asyncio
 import json
 import signal
+import ssl
+
+import trustme
 
 LONGEST_SECONDS = 2 * 3600.0
 
@@ -22,8 +25,11 @@ _ORDINARY = [
 _END_OF_REQUEST = b"\r\n\r\n"
 
 
-def answer(metrics: int = 0) -> bytes:
-    """Return a whole response. metrics: how many it lists; 0 for those of an ordinary link."""
+_CLICKS = {"link_clicks": [{"clicks": 3, "date": "2026-11-22T00:00:00+0000"}], "units": 1, "unit": "day"}
+
+
+def answer(metrics: int = 0, *, clicks: bool = False) -> bytes:
+    """Return a whole response. metrics: how many it lists; 0 for those of an ordinary link. clicks: a day's instead."""
     listed = [{"value": f"https://{number}.example/", "clicks": 1} for number in range(metrics)] or _ORDINARY
     content = {
         "metrics": listed,
@@ -31,7 +37,7 @@ def answer(metrics: int = 0) -> bytes:
         "unit": "day",
         "facet": "referrers",
     }
-    body = json.dumps(content, separators=(",", ":")).encode()
+    body = json.dumps(_CLICKS if clicks else content, separators=(",", ":")).encode()
     return b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
@@ -55,13 +61,21 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._answer * len(requests))
 
 
-async def serve(content: bytes, latency_seconds: float) -> None:
+def certified(authority_path: str) -> ssl.SSLContext:
+    """Return a TLS server's settings, and write the certificate of the authority that vouches for it."""
+    authority, settings = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.cert_pem.write_to_path(authority_path)
+    authority.issue_cert("127.0.0.1").configure_cert(settings)
+    return settings
+
+
+async def serve(content: bytes, latency_seconds: float, tls: ssl.SSLContext | None) -> None:
     """Serve on a free port of 127.0.0.1."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, over.set)
     loop.call_later(LONGEST_SECONDS, over.set)
-    server = await loop.create_server(lambda: Connection(content, latency_seconds), "127.0.0.1", 0)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4", flush=True)
+    server = await loop.create_server(lambda: Connection(content, latency_seconds), "127.0.0.1", 0, ssl=tls)
+    print(f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4", flush=True)
     await over.wait()
     server.close()
 
@@ -70,5 +84,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A Bitly that costs next to nothing.")
     parser.add_argument("--latency-ms", type=float, default=0.0)
     parser.add_argument("--metrics", type=int, default=0, help="of an answer; 0 for those of an ordinary link")
+    parser.add_argument("--clicks", action="store_true", help="answer with a day's clicks instead")
+    parser.add_argument(
+        "--tls", metavar="FILE", help="serve by TLS, and write the authority's certificate to this file"
+    )
     options = parser.parse_args()
-    asyncio.run(serve(answer(options.metrics), options.latency_ms / 1000))
+    tls = certified(options.tls) if options.tls else None
+    asyncio.run(serve(answer(options.metrics, clicks=options.clicks), options.latency_ms / 1000, tls))

@@ -4,6 +4,7 @@ Slow imports are local: every command, even `status` as a probe, loads this modu
 """
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -214,6 +215,7 @@ def _in_loop(work: Callable[[ShutdownSignal, Reporter], Coroutine[Any, Any, T]],
         return await work(shutdown, observer)
 
     sys.setswitchinterval(SWITCH_SECONDS)
+    gc.freeze()  # what was imported stays until the end, and is not looked through again and again
     return asyncio.run(done())
 
 

@@ -24,7 +24,8 @@ from harvester.jsonlines import one_line
 from harvester.progress import Carried
 from harvester.rows.schema import SEPARATOR, Column, Kind, Shape, columns_of, metric_columns
 
-_GZIP_LEVEL = 6
+_GZIP_LEVEL = 3
+"""Half the CPU of zlib's default, 6, for an eighth more bytes."""
 _BLOCK_BYTES = 1024 * 1024
 """NDJSON bytes given to a compressor at once. It releases Python's lock meanwhile, so the event loop goes on."""
 _GROUP_BYTES = 32 * 1024 * 1024
