@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 from harvester.bitly.facets import FacetName
 from harvester.cli.command_line.app import app, configure
@@ -223,9 +223,9 @@ def schema(
     if rows == "links":
         from harvester.groups import table
 
-        if format == "ndjson.zst":
-            raise UsageError("ndjson.zst: the table of links has no parts of this format", option="--format")
-        print_out(table.schema_for(Target(target), format))
+        if format not in get_args(table.LinksFormat):
+            raise UsageError(f"{format}: the table of links has no parts of this format", option="--format")
+        print_out(table.schema_for(Target(target), cast("table.LinksFormat", format)))
         return OK
     from harvester.rows.encode import Format
     from harvester.rows.schema import Shape

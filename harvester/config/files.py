@@ -97,7 +97,7 @@ class File:
     """A TOML file of options, checked against all commands; a source of cyclopts' settings.
 
     A key above all tables is for every command that has such an option. A key in a command's table is for that command,
-    and takes precedence. sandbox and demo use their own tables alone. found: nobody has named the file.
+    and takes precedence. sandbox and demo use their own tables alone. found: discovered, not named by --config.
 
     Raises:
         UsageError: it cannot be read, or has a key that no command knows, a value of the wrong type, or a key that is
@@ -112,7 +112,7 @@ class File:
         commands = {name: options_of(command) for name, command in commands_of(app).items()}
         everything = {
             name: option
-            for command, options in reversed(commands.items())  # of two with one name that of the first command counts
+            for command, options in reversed(commands.items())  # if two share a name, the first command's wins
             for name, option in options.items()
             if takes_shared(command, name)
         }

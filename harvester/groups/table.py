@@ -29,7 +29,7 @@ from harvester.rows.schema_export import ATHENA_LINES, SNOWFLAKE_FILES
 LinksFormat = Literal["ndjson", "ndjson.gz", "parquet"]
 """The file format of the table's parts; the ending of their names."""
 _GZIP_LEVEL = 6
-_GROUP_ROWS = 10_000
+_ROWS_A_ROW_GROUP = 10_000
 _TABLE = "bitly_links"
 
 
@@ -76,7 +76,7 @@ def _write_parquet(links: Iterable[GroupLink], target: HashingWriter) -> int:
     arrow = import_pyarrow("parquet needs a library", option="--format")
     schema, count = arrow_schema_of(COLUMNS, ()), 0
     with arrow.parquet.ParquetWriter(target, schema, compression="zstd") as writer:
-        for group in _in_groups(links):
+        for group in _in_row_groups(links):
             lines = b"".join(map(row, group))
             table = arrow.json.read_json(
                 arrow.BufferReader(lines),
@@ -88,9 +88,9 @@ def _write_parquet(links: Iterable[GroupLink], target: HashingWriter) -> int:
     return count
 
 
-def _in_groups(links: Iterable[GroupLink]) -> Iterator[list[GroupLink]]:
+def _in_row_groups(links: Iterable[GroupLink]) -> Iterator[list[GroupLink]]:
     rest = iter(links)
-    while group := list(islice(rest, _GROUP_ROWS)):
+    while group := list(islice(rest, _ROWS_A_ROW_GROUP)):
         yield group
 
 

@@ -36,7 +36,7 @@ _SHORT_READ = 1024
 _SAMPLE = 1024
 _GZIP, _XZ, _ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
-"""A frame that holds no data."""
+"""The first bytes of a zstd frame without data."""
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
 _ZIP = b"PK\x03\x04"
 _UNPACK = "unpack it first, and name the list in it"
@@ -125,7 +125,8 @@ def is_compressed(head: bytes) -> bool:
 
 
 def is_parquet(head: bytes) -> bool:
-    """Return whether a file begins like Parquet. A domain may begin with PAR1, but no text goes on like this."""
+    """Return whether a file begins like Parquet. A domain may begin with PAR1; in text no control
+    character follows."""
     return head[:4] == b"PAR1" and head[4:5] < b" "
 
 
@@ -168,7 +169,7 @@ def _encoding_of(head: bytes) -> str | None:
 
 
 def _foreign(stream: "PeekedStream") -> tuple[str, str] | None:
-    """Return what a file is that is no text, and what to do; None for text."""
+    """Name the kind of a file that is not text, with advice; None for text."""
     head = stream.head.removeprefix(codecs.BOM_UTF8)
     if is_compressed(head):
         return f"compressed more than {_MOST_LAYERS} times", "unpack it first"

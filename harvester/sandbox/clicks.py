@@ -196,8 +196,10 @@ def _key(facet: str, click: Click) -> Any:
             return name
         case "referring_domains":
             return domain
-        case _:
+        case "referrers":
             return referrer
+        case _:
+            raise ValueError(f"{facet}: the sandbox does not count by this facet")
 
 
 def _entry(facet: str, key: Any) -> Metric:

@@ -23,7 +23,7 @@ class Response(Protocol):
 
     @property
     def content(self) -> aiohttp.StreamReader:
-        """The body as a stream, not decoded."""
+        """The body as a stream, still compressed."""
 
     @property
     def content_length(self) -> int | None:

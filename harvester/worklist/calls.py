@@ -12,7 +12,7 @@ from harvester.rows.call import GIVEN_UP_RUNS, WHOLE, CallState, Known, Shortfal
 from harvester.storage.scratch import RankedItems
 from harvester.worklist.refresh import IDLE_TURN, Refresh, asked_at_of
 
-_DUE_CALLS = 1000
+_CALLS_A_TAKE = 1000
 DUE = "due.sqlite"
 """A temporary file in the private folder: for the links that are due, until the list was read to its end."""
 
@@ -70,8 +70,8 @@ class DueCalls:
         with self._turn:
             if self._closed or self._items is None:
                 return []
-            idle = self._items.take(1, _DUE_CALLS // IDLE_TURN)
-            others = self._items.take(0, _DUE_CALLS - len(idle))
+            idle = self._items.take(1, _CALLS_A_TAKE // IDLE_TURN)
+            others = self._items.take(0, _CALLS_A_TAKE - len(idle))
             found, each = list[bytes](), IDLE_TURN - 1
             for turn in range(max(-(-len(others) // each), len(idle))):
                 found += others[turn * each : (turn + 1) * each] + idle[turn : turn + 1]

@@ -80,6 +80,7 @@ LISTS: dict[str, tuple[str, Callable[[Item], Item]]] = {
     "countries": ("metrics", _pair),
     "cities": ("metrics", _city),
     "devices": ("metrics", _device),
+    "referrers_by_domains": ("referrers_by_domain", _referrer),
     "clicks": ("link_clicks", _then),
     "engagements": ("engagements", _engagements_then),
 }
@@ -103,7 +104,7 @@ def _metrics(facet: str, body: Item) -> list[Item]:
         return [{"clicks": count(body.get("total_clicks"))}]
     if facet == "engagements_summary":
         return [_engagements(body, "total_engagements")]
-    key, read = LISTS.get(facet, ("referrers_by_domain", _referrer))
+    key, read = LISTS[facet]
     if key not in body:
         # Go leaves an empty list out. It is one only in an answer that repeats its whole request, and has no more.
         if body.keys() - {"facet"} == _ECHO and any(body.values()):
