@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["harvester"]):
     from harvester.bitly.groups import read_groups, read_page
     from harvester.bitly.oauth import parse_token_response
     from harvester.bitly.verdicts import classify
-    from harvester.cli.main import app
+    from harvester.cli.command_line.app import app
     from harvester.clock import hint
     from harvester.config.files import files_read
     from harvester.dataset import journal, manifest

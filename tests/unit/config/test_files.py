@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import harvester
 from harvester.api import _configured as configured
-from harvester.cli.main import app
+from harvester.cli.command_line.app import app
 from harvester.config.files import PROJECT_FILE, files_read, paths_read, user_file
 from harvester.errors import UsageError
 from tests.conftest import quick_folder
