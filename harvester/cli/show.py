@@ -303,8 +303,6 @@ def _window(row: dict[str, Any]) -> str:
         return str(Period(row["unit"], date.fromisoformat(row["period_start"][:10])))
     units = row["units_returned"] if row["units_returned"] is not None else row["units"]
     many = f"all {row['unit']}s" if units == -1 else f"{units:,} {row['unit']}{'s' if units != 1 else ''}"
-    if row["period_start"] is not None:
-        return f"the {row['unit']} from {utc_text(row['period_start'])}"
     return f"{many} up to {utc_text(row['unit_reference'])}"
 
 

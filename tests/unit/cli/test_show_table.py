@@ -18,6 +18,7 @@ ROW: dict[str, Any] = {
     "size": 50,
     "truncated": False,
     "clicks_listed": 6256,
+    "period_start": None,
     "metrics": [
         {"value": "direct", "clicks": 4711},
         {"value": "https://t.co/", "clicks": 1204},

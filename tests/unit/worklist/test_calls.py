@@ -84,7 +84,7 @@ def test_where_one_kind_has_run_out_the_other_has_every_turn(
 
 
 def test_the_turns_go_on_from_one_batch_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls_module, "_DUE_CALLS", 10)
+    monkeypatch.setattr(calls_module, "_CALLS_A_TAKE", 10)
     with due_calls(tmp_path) as due:
         due.add(active(20) + idle(10))
         assert due.waiting == 30
