@@ -50,6 +50,9 @@ _BEHIND = _AROUND + ".!,;:+。！，；：、？؟؛۔।։‽–—•→"
 """What a sentence, or Bitly's preview page, puts behind a link; a link in front of it is whole."""
 _CUT_OFF = ("…", "..", "‥", "⋯", "․")
 """A link in front of these was shortened for display: its rest is lost."""
+_ENTITY = re.compile(r"&(?:\w+;)?\Z")
+"""What pages write for a character; of a numbered one only the & is left, because # begins a fragment."""
+_BLANK_ENTITIES = frozenset({"&nbsp;", "&ensp;", "&emsp;", "&thinsp;"})
 # Remains of a list's own syntax inside a link. No back-half contains any of these, so a call would be wasted.
 _NEVER = frozenset(_QUOTES + _BRACKETS + ",;|\\^…%")
 _INVISIBLE = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"})
@@ -176,6 +179,10 @@ def _strip_behind(back_half: str) -> str:
     # Servers resolve dot segments, so Bitly would see another route: https://www.rfc-editor.org/rfc/rfc3986#section-5.2.4
     if back_half.rstrip("+/") in {".", ".."}:
         raise InvalidBitlink("a path, not a back-half")
+    while entity := _ENTITY.search(back_half):
+        if entity[0].lower() not in _BLANK_ENTITIES:
+            raise InvalidBitlink(f"a character's HTML name behind it: {entity[0]}")
+        back_half = back_half[: entity.start()]
     slashes = 1
     while True:
         if back_half.endswith(_CUT_OFF):

@@ -37,7 +37,7 @@ _STOPPING = Group("Stopping", sort_key=4)
 AUTHENTICATION = Group("Authentication", sort_key=5)
 
 COMMON = frozenset(
-    {"facet", "day", "since", "until", "units", "unit_reference", "column", "out", "work_dir", "format", "shape"}
+    {"facet", "day", "since", "until", "units", "column", "out", "format"}
     | {"plan", "per_month", "max_time", "max_calls", "token_file", "quiet"}
 )
 """The options of a run that `--help` shows, beside --config; `--help-all` shows all of them."""

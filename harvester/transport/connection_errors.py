@@ -58,6 +58,8 @@ def transient_cause(error: Exception) -> str:
         return f"{error.host}:{error.port} cannot be reached: {_reason_of(error.os_error)}"
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return f"no connection within {CONNECT_SECONDS:g} s"
+    if isinstance(error, aiohttp.ClientResponseError):  # its own text has several lines, and quotes the response
+        return f"the response is no HTTP: {' '.join(error.message.split())}"
     return f"{type(error).__name__}: {error}"
 
 

@@ -114,6 +114,8 @@ from harvester.errors import InvalidBitlink
         ("1.example.com/x", "1.example.com/x"),
         ("a1.bit.ly/x", "a1.bit.ly/x"),
         ("➤ ❤️.ws/x", "xn--qei.ws/x"),
+        ("bit.ly/x&nbsp;", "bit.ly/x"),
+        ("https://bit.ly/x&nbsp;&ensp;", "bit.ly/x"),
     ],
 )
 def test_what_people_paste_becomes_the_name(text: str, expected: str) -> None:
@@ -179,6 +181,9 @@ def test_what_people_paste_becomes_the_name(text: str, expected: str) -> None:
         ("bit.l/x", "not a domain"),
         ("xn--.ly/x", "not a domain"),
         (f"bit.ly/{'👍' * 2000}", "as it is sent"),
+        ("bit.ly/abc&gt;", "HTML name"),
+        ("bit.ly/abc&hellip;", "HTML name"),
+        ("bit.ly/abc&#8230;", "HTML name"),
         ("bit.ly/abc‥", "cut off"),
         ("bit.ly/abc⋯", "cut off"),
         ("bit.ly/abc…", "cut off"),

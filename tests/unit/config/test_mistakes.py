@@ -82,7 +82,7 @@ def test_the_help_of_run_has_eighteen_options_in_six_groups(
     pattern = r"^│ (?:\*  |   )?(--[a-z-]+)"
     common = {f"--{name.replace('_', '-')}" for name in COMMON} | {"--config"}
     assert {*re.findall(pattern, short, re.MULTILINE)} == common
-    assert len(re.findall(pattern, short, re.MULTILINE)) == 18
+    assert len(re.findall(pattern, short, re.MULTILINE)) == 15
     every = {f"--{name.replace('_', '-')}" for name in names_in(RunOptions)} | {"--config"}
     assert {*re.findall(pattern, whole, re.MULTILINE)} == every
 

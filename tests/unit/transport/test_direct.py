@@ -165,6 +165,14 @@ async def test_what_is_no_answer_is_transient_or_unknown(said: bytes) -> None:
 
 
 @both
+async def test_what_cannot_be_read_as_a_response_is_said_in_one_line() -> None:
+    found = await fetched(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nContent-Length: 9\r\n\r\n")
+    assert isinstance(found, Transient)
+    assert found.message.startswith("the response is no HTTP: Duplicate Content-Length")
+    assert "\n" not in found.message
+
+
+@both
 async def test_cookies_are_not_sent_back_and_redirects_not_followed() -> None:
     moved = answer(b"", "Location: /v4/elsewhere", "Set-Cookie: a=b", status=302)
     with saying(moved, answer()) as peer:
