@@ -4,11 +4,11 @@ Names of events are stable (docs/logging.md).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol, TypeAlias
 
 from harvester.progress import InvalidLine, RunProgress
-from harvester.records import dataclass
 from harvester.shutdown import Stop
 
 Field: TypeAlias = object

@@ -2,13 +2,13 @@
 
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 from harvester.clock import utc_iso
 from harvester.errors import RunStopping
-from harvester.records import dataclass
 
 T = TypeVar("T")
 

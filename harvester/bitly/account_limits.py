@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeGuard
 from urllib.parse import quote, urlencode
 
@@ -9,7 +10,6 @@ from harvester.bitly.facets import Facet
 from harvester.bitly.query import endpoint_of
 from harvester.bitly.verdicts import truncate
 from harvester.jsonlines import object_in
-from harvester.records import dataclass
 
 PLATFORM_LIMITS = "/user/platform_limits"
 LIMITS_KEY = "platform_limits"

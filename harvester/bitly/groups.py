@@ -6,6 +6,7 @@ field of a page or of a link, so each may be missing, or null as Go servers writ
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote, urlencode
@@ -16,7 +17,6 @@ from harvester.bitly.query import GROUPS
 from harvester.bitly.verdicts import Verdict, classify_document
 from harvester.clock import utc_iso
 from harvester.errors import InvalidBitlink
-from harvester.records import dataclass
 
 USER = "/user"
 LINKS_ENDPOINT = "/groups/{group_guid}/bitlinks"

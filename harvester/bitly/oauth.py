@@ -6,14 +6,13 @@ login's; a token response may repeat the secrets that were sent. Neither may get
 
 import hmac
 import re
-from dataclasses import field
+from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import orjson
 
 from harvester.bitly.query import BASE_URL
 from harvester.errors import HarvesterError, UsageError
-from harvester.records import dataclass
 
 CALLBACK = "/callback"
 _MAX_FIELDS = 20

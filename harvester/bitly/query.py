@@ -5,7 +5,7 @@ Periods are in UTC: which query asks for a day, and which bucket of an answer sh
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -13,7 +13,6 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from harvester.bitly.facets import FACETS, Facet, NotTheFacet
 from harvester.errors import UsageError
-from harvester.records import dataclass
 
 BASE_URL = "https://api-ssl.bitly.com/v4"
 MAX_CONNECTIONS = 5

@@ -13,7 +13,7 @@ Every rule has a sample in tests/samples.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,6 @@ import orjson
 from harvester.bitly.facets import INT64_MAX, Facet, Metric, NotTheFacet
 from harvester.clock import Hint, as_utc, from_epoch, hint, utc_iso
 from harvester.jsonlines import lenient_json, object_in
-from harvester.records import dataclass
 
 BODY_LIMIT = 4 * 1024 * 1024
 """Largest decoded response body that is read, in bytes; a facet's response has a few KiB."""

@@ -18,7 +18,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
@@ -28,7 +28,6 @@ from harvester.budget.removal import FileWatch
 from harvester.budget.throttling import EndpointThrottle, LearnedLimit, ReportedLimits
 from harvester.clock import Clock, month_of
 from harvester.errors import BudgetBusy, OutputError
-from harvester.records import dataclass
 
 _MONTHS_KEPT = 14
 _MOVED_SECONDS = 60.0

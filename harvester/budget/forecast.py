@@ -3,14 +3,13 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from harvester.budget.budget import Budget
 from harvester.budget.limits import COUNTED_SECONDS, HOUR, MINUTE, PLAN_MONTHS, Limits
 from harvester.clock import next_month
 from harvester.progress import WindowState
-from harvester.records import dataclass
 
 ANSWER_SECONDS = 0.3
 """Assumed time for a response, in seconds, where no limit sets the pace."""

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from harvester.budget import throttling
@@ -27,7 +27,6 @@ from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, 
 from harvester.clock import from_epoch, month_of
 from harvester.errors import BudgetBusy, OutputError
 from harvester.progress import WindowState
-from harvester.records import dataclass
 
 _POLL_SECONDS = 0.2
 """The longest wait while a probe is in flight: its response may reopen the endpoint at any moment."""

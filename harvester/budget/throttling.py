@@ -5,11 +5,10 @@ Pure: the budget stores the state and passes in the time.
 
 import math
 import random
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from harvester.budget.limits import HOUR, MINUTE
-from harvester.records import dataclass
 
 LONGEST_HINT_SECONDS = 3600.0
 PROBE_SECONDS = 35.0

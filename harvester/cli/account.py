@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -30,7 +30,6 @@ from harvester.errors import RunStopping, UsageError
 from harvester.jsonlines import as_json
 from harvester.parameters import Group, Parameter
 from harvester.progress import InvalidLine, counted
-from harvester.records import dataclass
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.terminal import print_out
 from harvester.shutdown import OK, ShutdownSignal

@@ -11,6 +11,7 @@ import sys
 import webbrowser
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from getpass import getpass
 
 from aiohttp import web
@@ -31,7 +32,6 @@ from harvester.credentials.options import LoginOptions, TokenStoreOptions
 from harvester.credentials.secret_text import checked_secret, secret_in_file, warn_of_readers
 from harvester.credentials.token_store import TokenStore
 from harvester.errors import UsageError
-from harvester.records import dataclass
 from harvester.threads import in_daemon
 from harvester.transport.http import post_form
 

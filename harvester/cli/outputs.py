@@ -4,7 +4,7 @@ Both `verify` and what needs aiohttp are imported within the functions: `status`
 """
 
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import orjson
@@ -17,7 +17,6 @@ from harvester.dataset import manifest
 from harvester.errors import UsageError
 from harvester.jsonlines import as_json
 from harvester.parameters import Parameter
-from harvester.records import dataclass
 from harvester.reporting.terminal import discard_output, for_stdout, print_out
 from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
 from harvester.storage.location import is_url

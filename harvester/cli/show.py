@@ -5,7 +5,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,6 @@ from harvester.events import Event, Field
 from harvester.links.feed import IterableFeed
 from harvester.lookup import look_up
 from harvester.progress import InvalidLine, RunProgress, WaitReason
-from harvester.records import dataclass
 from harvester.reporting.reporter import wait_in_words
 from harvester.reporting.terminal import escaped, printing, say
 from harvester.run.assembly import Job, build_job

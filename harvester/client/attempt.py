@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
@@ -28,7 +29,6 @@ from harvester.clock import parse_http_date, utc_iso
 from harvester.errors import OutputError, RunStopping
 from harvester.jsonlines import object_in
 from harvester.progress import AttemptCounts, WaitReason
-from harvester.records import dataclass
 from harvester.shutdown import ShutdownSignal, Stop, StopReason, outage_over_limit, throttled_for_hours
 from harvester.transport.body import Body, read_bounded
 from harvester.transport.connection_errors import permanent_cause, transient_cause

@@ -14,9 +14,9 @@ it takes twice as many failures to open the breaker again, until a fresh call su
 import random
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from harvester.budget.limits import RetryAfter
-from harvester.records import dataclass
 
 OUTAGE = "outage"
 

@@ -17,6 +17,7 @@ Where the answers to others do not decide, a known-good link does (`known_good`)
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -39,7 +40,6 @@ from harvester.client.held_verdicts import STREAK, HeldVerdicts, Place, Throttle
 from harvester.client.known_good import KnownGoodLinks
 from harvester.client.pacer import AtOnce, Backoff, RemainingCalls, StrangeAnswers, retrier
 from harvester.errors import OutputError
-from harvester.records import dataclass
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.http import pooled
 from harvester.transport.pool import Pool

@@ -9,7 +9,7 @@ too: there one of the dozen is asked again. A link that was throttled lets other
 
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from harvester.bitly.verdicts import (
@@ -27,7 +27,6 @@ from harvester.bitly.verdicts import (
 from harvester.client.circuit_breaker import CircuitBreaker
 from harvester.client.known_good import KnownGoodLinks, Streak
 from harvester.errors import RunStopping
-from harvester.records import dataclass
 from harvester.shutdown import ShutdownSignal, StopReason, refuses_everything
 
 STREAK = 20

@@ -8,10 +8,10 @@ between them. All who doubt at the same time share one question.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from itertools import count
 
 from harvester.bitly.verdicts import Answer, Refused, Throttled, Verdict
-from harvester.records import dataclass
 
 KNOWN_GOOD_LINKS = 8
 """How many are remembered; several, because one may come to fail by itself."""

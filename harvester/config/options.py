@@ -5,7 +5,7 @@ A value is what was written: `parsing` checks it and gives it its unit. The grou
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
@@ -14,7 +14,6 @@ from harvester.bitly.facets import FacetName
 from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
 from harvester.errors import UsageError
 from harvester.parameters import Group, Parameter
-from harvester.records import dataclass
 
 T = TypeVar("T")
 ListFormatName = Literal["lines", "csv", "tsv", "ndjson", "parquet"]

@@ -7,6 +7,7 @@ leaves has units: seconds, bytes, shares. An error names the option, and what wa
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TypeVar, get_args
 
@@ -27,7 +28,6 @@ from harvester.config.base_url import checked_base_url
 from harvester.config.options import LimitOptions, QueryOptions, RunOptions, TransportName, by_name
 from harvester.errors import UsageError
 from harvester.misplaced import looks_like_token
-from harvester.records import dataclass
 from harvester.shutdown import FailureLimit
 
 T = TypeVar("T")

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal, get_args
 
@@ -11,7 +12,6 @@ from harvester.config.options import PlanName, home_expanded
 from harvester.config.placeholders import filled_path
 from harvester.config.sources import toml_value
 from harvester.errors import UsageError
-from harvester.records import dataclass
 
 TokenPlace = Literal["login", "variable", "file", "command"]
 Interval = Literal["once", "day", "week", "month"]

@@ -1,11 +1,10 @@
 """The options of `harvester login` and `harvester logout`."""
 
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from harvester.bitly.query import BASE_URL
 from harvester.config.options import AUTHENTICATION, PathOptions, StoreName
 from harvester.parameters import Parameter
-from harvester.records import dataclass
 
 
 @Parameter(name="*", group=AUTHENTICATION)

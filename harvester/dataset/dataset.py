@@ -7,7 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -20,7 +20,6 @@ from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, Publishe
 from harvester.dataset.sidecars import Sidecars
 from harvester.errors import OutputError, as_output_error
 from harvester.progress import AttemptCounts
-from harvester.records import dataclass
 from harvester.rows.call import ROW_STATE, WHOLE, CallState, Entry, Known, Shortfall
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder

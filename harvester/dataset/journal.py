@@ -14,14 +14,13 @@ import time
 from binascii import hexlify, unhexlify
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 from zlib import crc32
 
 from harvester.errors import OutputError
 from harvester.progress import AttemptCounts
-from harvester.records import dataclass
 from harvester.storage.filesystem import Tampering, leads_to, restore_file, sync_folder
 
 # No `.log`: log rotation and clean-up scripts take what ends like that for theirs.

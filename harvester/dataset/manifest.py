@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
@@ -16,7 +16,6 @@ import orjson
 
 from harvester.errors import OutputError, UsageError
 from harvester.progress import AttemptCounts, ListCounts, RefreshCounts
-from harvester.records import dataclass
 from harvester.storage.location import (
     BESIDE,
     GROWING_ENDINGS,

@@ -7,14 +7,13 @@ are about to be published, and the end. A torn last line is cut off: its page is
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
 
 from harvester.bitly.groups import Filters, GroupLink, NoLink, Page
 from harvester.errors import OutputError, UsageError, as_output_error
-from harvester.records import dataclass
 from harvester.storage.appended_file import AppendedFile
 
 _CHUNK = 1024 * 1024

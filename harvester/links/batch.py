@@ -1,7 +1,7 @@
 """Batches of links: consecutive lines of a list, each sorted into links, invalid lines, blanks and comments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeGuard
 
 from harvester.bitly.bitlinks import Bitlink, links_in, parse
@@ -18,7 +18,6 @@ from harvester.links.columns import (
     refuse_crowded,
 )
 from harvester.progress import Carried, InvalidLine
-from harvester.records import dataclass
 
 BATCH_LINES = GROUP_LINES
 """The largest number of lines in a batch, whose links are looked up in the ledger with one query."""

@@ -7,13 +7,12 @@ further columns, whose texts go with the link into its row.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
 from harvester.errors import InputBroken
 from harvester.progress import Carried
-from harvester.records import dataclass
 
 CHUNK = 64 * 1024
 """Bytes read at a time."""

@@ -1,7 +1,7 @@
 """A plan: the cost and the end of a run that has not begun, as `planner` found them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from math import ceil, floor
 from typing import NamedTuple
@@ -11,7 +11,6 @@ from harvester.bitly.exports import MOST_LINKS
 from harvester.budget.forecast import Forecast, Start, SteadyState, Suggestion, forecast, steady_state
 from harvester.budget.limits import PLAN_MONTHS, Limits
 from harvester.progress import RefreshCounts, WindowState
-from harvester.records import dataclass
 from harvester.worklist.list_count import ListCount, ListSurvey
 
 COMPARED_PLANS = {month: plan.capitalize() for plan, month in PLAN_MONTHS.items()}

@@ -5,6 +5,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from math import ceil
@@ -18,7 +19,6 @@ from harvester.config.placeholders import escape_braces
 from harvester.dataset import manifest as manifests
 from harvester.dataset.manifest import Command, Found, LimitedBy, Manifest, Stopped
 from harvester.errors import UsageError
-from harvester.records import dataclass
 from harvester.shutdown import CONSEQUENCES, RESUMES, STOPPED, Consequence, StopReason
 
 

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -39,7 +39,6 @@ from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, resolve_lists
 from harvester.links.tables import columns_in
 from harvester.progress import AttemptCounts
-from harvester.records import dataclass
 from harvester.rows.encode import Format, RequestedPartFormat
 from harvester.rows.schema import Shape
 from harvester.run.abort_rules import WindowGuard

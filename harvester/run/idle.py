@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from harvester.bitly.exports import MOST_LINKS, ExportRequests, Span, span_of
@@ -25,7 +25,6 @@ from harvester.errors import InputBroken, RunStopping
 from harvester.events import RunObserver
 from harvester.groups.activity import ActiveLinks, Asks, LinkActivity, NamedLink, SharedExports
 from harvester.progress import AttemptCounts, RunProgress
-from harvester.records import dataclass
 from harvester.rows.call import IDLE, ROW_STATE
 from harvester.shutdown import ShutdownSignal, StopReason, month_spent
 from harvester.worklist.calls import Call

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from math import ceil
 from typing import Any, Protocol
@@ -29,7 +29,6 @@ from harvester.dataset.manifest import (
 from harvester.errors import OutputError
 from harvester.events import RunObserver, RunOutcome
 from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
-from harvester.records import dataclass
 from harvester.transport.pool import Pool, Slot
 
 _STILL_SECONDS = 3

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -24,7 +25,6 @@ from aiohttp import web
 from harvester.bitly.account_limits import PLATFORM_LIMITS, plan_limits_target
 from harvester.bitly.facets import FACETS, Facet
 from harvester.bitly.query import MAX_CONNECTIONS, UNITS, endpoint_of
-from harvester.records import dataclass
 from harvester.sandbox.clicks import metrics_for
 from harvester.sandbox.groups import ORGANIZATION, ExportFault, Groups
 

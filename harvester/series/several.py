@@ -9,14 +9,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from harvester.errors import OutputError, RunStopping, UsageError
 from harvester.events import RunObserver, RunOutcome
 from harvester.links.files import Source, spool
 from harvester.progress import RunProgress
-from harvester.records import dataclass
 from harvester.run.assembly import Job, shared_pool
 from harvester.series.combined import CombinedObserver, OneOfSeveral, combined
 from harvester.shutdown import ShutdownSignal, Stop, StopReason, time_limited

@@ -3,11 +3,11 @@
 import os
 import re
 import shlex
+from dataclasses import dataclass
 from enum import StrEnum
 
 from harvester.errors import UsageError
 from harvester.jsonlines import object_in
-from harvester.records import dataclass
 
 STDOUT = "-"
 GROWING_ENDINGS = (".ndjson", ".jsonl")

@@ -2,10 +2,9 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from harvester.errors import OutputError
-from harvester.records import dataclass
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.transport.connection import SlotConnection
 from harvester.transport.connection_slots import ConnectionSlots

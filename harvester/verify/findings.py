@@ -1,11 +1,10 @@
 """The result of a verification: counts, problems with file and line, remarks, and what could not be checked."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from harvester.progress import shortfalls_in_words
-from harvester.records import dataclass
 
 MOST_PROBLEMS = 20
 """Problems listed one by one; further ones are only counted."""

@@ -7,7 +7,7 @@ by the next run, as after a kill. Lines whose rows are published already are bla
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
@@ -31,7 +31,6 @@ from harvester.dataset.ledger import FileCheckpoint, Ledger, Part
 from harvester.dataset.manifest import WINDOW_CHECK, Manifest, PublishedPart, WindowCheck
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.jsonlines import object_in, whole_lines
-from harvester.records import dataclass
 from harvester.rows.call import CallState, Entry, Known
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part

@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import product
 from typing import Any, BinaryIO
 
@@ -24,7 +24,6 @@ from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError, as_output_error
 from harvester.jsonlines import object_in, whole_lines
 from harvester.progress import AttemptCounts
-from harvester.records import dataclass
 from harvester.rows.call import CallState, Entry
 from harvester.rows.decode import HashingReader, UnreadableFile, rows_of
 from harvester.rows.encode import Format, PartFormat

@@ -1,12 +1,11 @@
 """What a list holds, and what it looks like, counted batch by batch."""
 
 from collections import Counter
-from dataclasses import field
+from dataclasses import dataclass, field
 
 from harvester.clock import from_epoch, utc_iso
 from harvester.links.batch import Batch
 from harvester.progress import InvalidLine, RefreshCounts
-from harvester.records import dataclass
 
 _MOST_DOMAINS = 1000
 _MOST_EXAMPLES = 3

@@ -10,10 +10,10 @@ to its end, the oldest answer first. What the list does not name is never asked 
 own beginning as `asked_at`, it asks for each link once, and no link twice before all were asked for once.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from harvester.clock import seconds_since_1970
-from harvester.records import dataclass
 from harvester.rows.call import GIVEN_UP_RUNS, CallState, Known
 
 IDLE_AGES = 3
