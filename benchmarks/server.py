@@ -1,4 +1,6 @@
-"""A Bitly that costs next to nothing: the same referrers for every request, so that the client is what is measured.
+"""A Bitly that costs next to nothing: ready-made answers, so that the client is what is measured.
+
+One answer differs from the next, as those of ordinary links do: what repeats the last one is looked at longer.
 
 Prints its base URL and serves until it gets SIGTERM, or for LONGEST_SECONDS, whatever became of who started it.
 usage: python -m benchmarks.server [--latency-ms 50] [--metrics 100000] [--clicks] [--tls authority.pem]
@@ -9,6 +11,7 @@ import asyncio
 import json
 import signal
 import ssl
+from itertools import cycle
 
 import trustme
 
@@ -28,12 +31,12 @@ _END_OF_REQUEST = b"\r\n\r\n"
 _CLICKS = {"link_clicks": [{"clicks": 3, "date": "2026-11-22T00:00:00+0000"}], "units": 1, "unit": "day"}
 
 
-def answer(metrics: int = 0, *, clicks: bool = False) -> bytes:
+def answer(metrics: int = 0, *, clicks: bool = False, units: int = 30) -> bytes:
     """Return a whole response. metrics: how many it lists; 0 for those of an ordinary link. clicks: a day's instead."""
     listed = [{"value": f"https://{number}.example/", "clicks": 1} for number in range(metrics)] or _ORDINARY
     content = {
         "metrics": listed,
-        "units": 30,
+        "units": units,
         "unit": "day",
         "facet": "referrers",
     }
@@ -42,11 +45,11 @@ def answer(metrics: int = 0, *, clicks: bool = False) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """Answers every GET of a connection that is kept alive; what is asked for it does not read."""
+    """Answers every GET of a kept connection; what is asked for it does not read. answers: two or more."""
 
-    def __init__(self, answer: bytes, latency_seconds: float) -> None:
+    def __init__(self, answers: list[bytes], latency_seconds: float) -> None:
         self._rest = b""
-        self._answer = answer
+        self._answers = cycle(answers)
         self._latency = latency_seconds
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -55,10 +58,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         *requests, self._rest = (self._rest + data).split(_END_OF_REQUEST)
+        said = b"".join(next(self._answers) for _ in requests)
         if self._latency:
-            asyncio.get_running_loop().call_later(self._latency, self._transport.write, self._answer * len(requests))
+            asyncio.get_running_loop().call_later(self._latency, self._transport.write, said)
         else:
-            self._transport.write(self._answer * len(requests))
+            self._transport.write(said)
 
 
 def certified(authority_path: str) -> ssl.SSLContext:
@@ -69,12 +73,12 @@ def certified(authority_path: str) -> ssl.SSLContext:
     return settings
 
 
-async def serve(content: bytes, latency_seconds: float, tls: ssl.SSLContext | None) -> None:
+async def serve(answers: list[bytes], latency_seconds: float, tls: ssl.SSLContext | None) -> None:
     """Serve on a free port of 127.0.0.1."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, over.set)
     loop.call_later(LONGEST_SECONDS, over.set)
-    server = await loop.create_server(lambda: Connection(content, latency_seconds), "127.0.0.1", 0, ssl=tls)
+    server = await loop.create_server(lambda: Connection(answers, latency_seconds), "127.0.0.1", 0, ssl=tls)
     print(f"{'https' if tls else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4", flush=True)
     await over.wait()
     server.close()
@@ -90,4 +94,5 @@ if __name__ == "__main__":
     )
     options = parser.parse_args()
     tls = certified(options.tls) if options.tls else None
-    asyncio.run(serve(answer(options.metrics, clicks=options.clicks), options.latency_ms / 1000, tls))
+    answers = [answer(options.metrics, clicks=options.clicks, units=units) for units in (30, 31)]
+    asyncio.run(serve(answers, options.latency_ms / 1000, tls))
