@@ -48,7 +48,7 @@ def _hint(hint: Any) -> Any:
 
 @cache
 def _describe(kind: type) -> None:
-    """Give a class of options, and those in it, cyclopts' parameters. What `dataclasses.fields` says stays ours."""
+    """Set cyclopts' parameters on a class of options and on those in it. `dataclasses.fields` still returns ours."""
     kind.__annotations__ = {each.name: _hint(each.type) for each in fields(kind)}
     parameter: Parameter = kind.parameter  # type: ignore[attr-defined]
     _parameter(parameter)(kind)
