@@ -16,7 +16,7 @@ from statistics import median
 
 from benchmarks.bare_pool import WORKERS
 from benchmarks.cost import bare
-from benchmarks.measuring import Used, harvest, serving, write_list
+from benchmarks.measuring import Used, harvest, said, serving, write_list
 
 LATENCIES_MS = (20, 100, 400)
 SHARE = 0.98
@@ -64,7 +64,7 @@ def main() -> int:
         cells = [f"{median(found):.1%} ({min(found):.1%} to {max(found):.1%})" for found in shares.values()]
         print(f"{latency_ms:>4} ms   {cells[0]:>24}{cells[1]:>24}{ours / pool:>8.3f}", flush=True)
         holds &= ours / pool >= SHARE
-    print(f"promised: at least {SHARE} x the bare pool's share: {'holds' if holds else 'DOES NOT HOLD'}")
+    print(f"promised: at least {SHARE} x the bare pool's share: {said(holds=holds)}")
     return 0 if holds else 1
 
 

@@ -17,7 +17,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmarks.cost import FEW, START_RUNS
-from benchmarks.measuring import ENVIRONMENT, NO_LIMITS, ROOT, check_rows, run, serving, write_list
+from benchmarks.measuring import ENVIRONMENT, NO_LIMITS, ROOT, check_number, check_rows, run, said, serving, write_list
 
 ENVIRONMENTS = ROOT / ".venv-peers"
 
@@ -38,16 +38,14 @@ def _check_pieces(pattern: str, lines: bool = True) -> Callable[[Path, int], Non
     def check(out: Path, links: int) -> None:
         found = [*out.glob(pattern)]
         rows = sum(path.read_bytes().count(b"\n") for path in found) if lines else len(found)
-        if rows != links:
-            raise SystemExit(f"{out} has {rows} rows, and the list {links} links: nothing was measured")
+        check_number(out, rows, links)
 
     return check
 
 
 def _check_records(out: Path, links: int) -> None:
     rows = sum('"RECORD","stream":"daily_bitlink_clicks"' in line for line in out.open(encoding="utf-8"))
-    if rows != links:
-        raise SystemExit(f"{out} has {rows} records, and the list {links} links: nothing was measured")
+    check_number(out, rows, links)
 
 
 PEERS = (
@@ -131,7 +129,7 @@ def main() -> int:
         times[peer.name] = median(found) / ours
         print(f"{peer.name:<20}{median(found):>8.0f}{min(found):>8.0f}{max(found):>8.0f}{times[peer.name]:>13.2f}")
     holds = times["Scrapy"] >= 10 and times["requests, a loop"] >= 5
-    print(f"promised: Scrapy at least 10 x, requests at least 5 x: {'holds' if holds else 'DOES NOT HOLD'}")
+    print(f"promised: Scrapy at least 10 x, requests at least 5 x: {said(holds=holds)}")
     return 0 if holds else 1
 
 

@@ -125,9 +125,18 @@ def _used(usage: resource.struct_rusage) -> Used:
 def check_rows(out: Path, links: int) -> None:
     """Make sure that a harvest has a row for every link: a run that did less would look cheap."""
     files = sorted(out.glob("part-*.ndjson*")) if out.is_dir() else [out]
-    rows = sum(_lines_of(file) for file in files)
+    check_number(out, sum(_lines_of(file) for file in files), links)
+
+
+def check_number(out: Path, rows: int, links: int) -> None:
+    """Make sure that as many rows were found in an output as there are links."""
     if rows != links:
         raise SystemExit(f"{out} has {rows} rows, and the list {links} links: nothing was measured")
+
+
+def said(*, holds: bool) -> str:
+    """Return what is printed of a promise."""
+    return "holds" if holds else "DOES NOT HOLD"
 
 
 def _lines_of(path: Path) -> int:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measuring import NO_LIMITS, check_rows, harvest, serving, write_list, write_table
+from benchmarks.measuring import NO_LIMITS, check_rows, harvest, said, serving, write_list, write_table
 
 MOST_GROWTH = 1.2
 """The long list's peak may be so many times the short one's."""
@@ -34,13 +34,9 @@ def report(short: int, long: int) -> bool:
     """Print whether the promises hold for these peaks, in bytes."""
     growth = long / short
     grows_little, is_small = growth <= MOST_GROWTH, long < MOST_BYTES
-    print(f"ratio {growth:.3f}, promised at most {MOST_GROWTH}: {_said(holds=grows_little)}")
-    print(f"peak {long / 1e6:.1f} MB, promised under {MOST_BYTES / 1e6:.0f} MB: {_said(holds=is_small)}")
+    print(f"ratio {growth:.3f}, promised at most {MOST_GROWTH}: {said(holds=grows_little)}")
+    print(f"peak {long / 1e6:.1f} MB, promised under {MOST_BYTES / 1e6:.0f} MB: {said(holds=is_small)}")
     return grows_little and is_small
-
-
-def _said(*, holds: bool) -> str:
-    return "holds" if holds else "DOES NOT HOLD"
 
 
 def main() -> int:

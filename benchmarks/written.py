@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.measuring import check_rows, harvest, output_of, serving, write_list
+from benchmarks.measuring import check_rows, harvest, output_of, said, serving, write_list
 from benchmarks.verify import ANSWER, QUERY
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
@@ -150,13 +150,9 @@ def by_command(folder: Path, links: int, url: str) -> float:
 def report(ledger: float, disk: float, command: float) -> bool:
     """Print whether the promises hold. ledger: bytes a link of the longest list; disk, command: of the short one."""
     small, same = ledger < MOST_LEDGER_BYTES, abs(command / disk - 1) <= MOST_DIFFERENCE
-    print(f"ledger {ledger:.0f} B a link, promised under {MOST_LEDGER_BYTES}: {_said(holds=small)}")
-    print(f"the command writes {command / disk:.2f} x as much as synthetic answers: {_said(holds=same)}")
+    print(f"ledger {ledger:.0f} B a link, promised under {MOST_LEDGER_BYTES}: {said(holds=small)}")
+    print(f"the command writes {command / disk:.2f} x as much as synthetic answers: {said(holds=same)}")
     return small and same
-
-
-def _said(*, holds: bool) -> str:
-    return "holds" if holds else "DOES NOT HOLD"
 
 
 def main() -> int:
