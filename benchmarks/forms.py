@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import aiohttp
 
 from benchmarks.bare_pool import WORKERS, work
-from benchmarks.measuring import output_of, serving
+from benchmarks.measuring import output_of, said, serving
 from benchmarks.verify import fill
 from harvester.cli.harvesting import SWITCH_SECONDS
 from harvester.rows.encode import Format
@@ -97,7 +97,7 @@ def report(form: tuple[Format, Shape], paces: list[Pace]) -> bool:
     print(
         f"{' '.join(form):<18} a part took {median(each.seconds for each in paces):5.2f} s; calls a second: "
         f"{median(each.quiet for each in paces):7.1f}, meanwhile {median(each.making for each in paces):7.1f}: "
-        f"{slower:6.1%} slower: {'holds' if holds else 'DOES NOT HOLD'}",
+        f"{slower:6.1%} slower: {said(holds=holds)}",
         flush=True,
     )
     return holds

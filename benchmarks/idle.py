@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.measuring import NO_LIMITS, ROOT
+from benchmarks.measuring import NO_LIMITS, ROOT, said
 from harvester.sandbox import Sandbox, SandboxOptions, serving
 from harvester.sandbox.groups import LARGE, link_of
 from tests.support.servers import in_thread
@@ -134,7 +134,7 @@ def main() -> int:
     held = rows[0] == rows[1] == rows[2] and set(rows[0]) == set(names)
     held = held and sent(few).calls + sent(few).exports <= _SHARE * len(names)
     held = held and repeated <= 5 * kills and again <= 200 * kills
-    print("holds" if held else "DOES NOT HOLD")
+    print(said(holds=held))
     return 0 if held else 1
 
 

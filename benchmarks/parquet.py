@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-from benchmarks.measuring import Used, run
+from benchmarks.measuring import Used, run, said
 from benchmarks.verify import QUERY
 from harvester.bitly.verdicts import Answer
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
@@ -122,7 +122,7 @@ def main() -> int:
         used = done("pyarrow", None, options.rows, part)
         holds = used.peak_bytes < MOST_BYTES
         took = f"{part.stat().st_size / 1e6:.0f} MB, peak {used.peak_bytes / 1e6:.0f} MB"
-        print(f"a part of {options.rows:,} rows: {took}: {'holds' if holds else 'DOES NOT HOLD'}")
+        print(f"a part of {options.rows:,} rows: {took}: {said(holds=holds)}")
     return 0 if holds else 1
 
 

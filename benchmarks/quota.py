@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.measuring import said
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
 from harvester.budget.machine import MachineBudget
@@ -95,7 +96,7 @@ def measure(case: Case, folder: Path) -> bool:
     held = (used or 1.0) >= case.least and bitly.throttled <= case.most_throttled * bitly.attempts
     held = held and outcome.status.failed == 0 and bitly.attempts_while_out < 60 * max(len(weeks.world.outages), 1)
     print(
-        f"  calls while the server was out: {bitly.attempts_while_out:,}; {'holds' if held else 'DOES NOT HOLD'}",
+        f"  calls while the server was out: {bitly.attempts_while_out:,}; {said(holds=held)}",
         flush=True,
     )
     return held

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.measuring import run
+from benchmarks.measuring import run, said
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
 from harvester.dataset.dataset import Dataset
@@ -96,7 +96,7 @@ def measure(out: Path, rows: int, made: tuple[Format, Shape]) -> bool:
     holds = used.cpu_seconds < MOST_CPU_SECONDS * share and used.peak_bytes < MOST_BYTES
     print(
         f"{' '.join(made):<20} {rows:>9,} rows: CPU {used.cpu_seconds:5.1f} s, peak {used.peak_bytes / 1e6:5.1f} MB: "
-        f"{'holds' if holds else 'DOES NOT HOLD'}",
+        f"{said(holds=holds)}",
         flush=True,
     )
     return holds
