@@ -17,7 +17,7 @@ from harvester.storage.filesystem import Tampering, first_denied, set_aside, syn
 _DURABLE = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
 _VARIABLES = 1000  # placeholders in one statement; SQLite allows more
 _REMEMBERED = 5000
-MOST_RECENT = 100_000  # entries of an index that are kept in memory; they take 7 MB
+MOST_RECENT = 50_000  # entries of an index that are kept in memory
 _BOUNDS = (*(bytes([first]) for first in range(0, 256, 8)), b"\xff" * 17)  # the last one is longer than any key
 _IN_MEMORY = (
     "PRAGMA temp.journal_mode=MEMORY",

@@ -202,10 +202,10 @@ async def test_a_bad_token_is_reported_before_a_wrong_argument(session: aiohttp.
 async def test_the_slash_of_a_bitlink_may_be_encoded(session: aiohttp.ClientSession, bitlink: str) -> None:
     sandbox = Sandbox(SandboxOptions(**FREE))
     async with serving(sandbox) as url:
-        server = Server(url, session)
+        server, window = Server(url, session), "unit=day&units=30&unit_reference=2026-11-23T06:00:00%2B0000"
         for facet in FACETS.values():
-            assert await server.get(f"/bitlinks/{bitlink}{facet.path}") == await server.get(
-                f"/bitlinks/bit.ly/abc{facet.path}"
+            assert await server.get(f"/bitlinks/{bitlink}{facet.path}?{window}") == await server.get(
+                f"/bitlinks/bit.ly/abc{facet.path}?{window}"
             )
     assert set(sandbox.requests) == {"bit.ly/abc"}
 
