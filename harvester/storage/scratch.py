@@ -13,7 +13,8 @@ from harvester.storage.sqlite import SqliteFile
 
 _PREFIX = "harvester-scratch-"
 _ADVICE = "It is a temporary file: run the same command again, which begins a new one"
-_PRAGMAS = ("journal_mode=OFF", "synchronous=OFF", "cache_size=-4096", "locking_mode=EXCLUSIVE")
+# A large cache would be filled and of no use: keys are hashes, so the next one is on any page of the file.
+_PRAGMAS = ("journal_mode=OFF", "synchronous=OFF", "cache_size=-512", "locking_mode=EXCLUSIVE")
 _NAME = re.compile(re.escape(_PREFIX) + r"\w{8}", re.ASCII)
 
 

@@ -15,7 +15,7 @@ from harvester.errors import OutputError
 from harvester.storage.filesystem import Tampering, first_denied, set_aside, sync_folder, sync_path
 
 _DURABLE = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
-_VARIABLES = 1000  # placeholders in one statement; SQLite allows more
+_VARIABLES = 1024  # placeholders in one statement, a power of two; SQLite allows more
 _REMEMBERED = 5000
 MOST_RECENT = 50_000  # entries of an index that are kept in memory
 _BOUNDS = (*(bytes([first]) for first in range(0, 256, 8)), b"\xff" * 17)  # the last one is longer than any key
@@ -206,7 +206,7 @@ class KeyIndex:
         with self._file.guarded():
             self._catch_up()
             for start in range(0, len(keys), _VARIABLES):
-                some = keys[start : start + _VARIABLES]
+                some = _padded(keys[start : start + _VARIABLES])
                 which = f"places JOIN {self._table} USING (id, key) WHERE key IN ({','.join('?' * len(some))})"
                 found += self._file.connection.execute(f"SELECT id, key{columns} FROM {which}", some)  # noqa: S608
             if len(self._found) > _REMEMBERED:
@@ -276,6 +276,15 @@ class KeyIndex:
 
     def _one(self, select: str) -> Any:
         return self._file.connection.execute(select).fetchone()[0]
+
+
+def _padded(keys: Sequence[bytes]) -> list[bytes]:
+    """Return keys with the last one repeated, so that there is a power of two of them.
+
+    A statement with a thousand placeholders takes 100 kB, and sqlite3 remembers 128: for each number of keys that has
+    come, there would be one.
+    """
+    return [*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys))]
 
 
 def rows_left(path: str, table: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
