@@ -30,9 +30,8 @@ from harvester.errors import OutputError, RunStopping
 from harvester.jsonlines import object_in
 from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason, outage_over_limit, throttled_for_hours
-from harvester.transport.body import Body, read_bounded
 from harvester.transport.connection_errors import permanent_cause, transient_cause
-from harvester.transport.exchange import Response
+from harvester.transport.exchange import Received
 from harvester.transport.pool import Pool, Slot
 
 _LONGEST_PAUSE_SECONDS = 60.0
@@ -209,8 +208,8 @@ class AttemptSender:
         try:
             try:
                 with slot.line.deadline(self._timeout_seconds):
-                    async with slot.transport.request(f"{self._base_path}{target}", self._token.header) as response:
-                        body = await read_bounded(response)
+                    response = await slot.transport.send(f"{self._base_path}{target}", self._token.header)
+                body = response.body
                 lost = not body.whole or (body.flaw and response.status == 200)
                 if lost or not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
                     return None
@@ -313,29 +312,28 @@ class AttemptSender:
     async def _request(
         self, slot: Slot, attempt: CountedAttempt, target: str, authorization: str, posted: bytes | None
     ) -> Verdict:
-        kept_alive = False
+        line, matched = slot.line, False
         self.in_flight.append(slot)
         try:
-            with slot.line.deadline(self._timeout_seconds):
-                async with slot.transport.request(target, authorization, posted) as response:
-                    body = await read_bounded(response)
-            if not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
+            with line.deadline(self._timeout_seconds):
+                response = await slot.transport.send(target, authorization, posted)
+            matched = line.looks_sole(response.body.content) or await line.confirm_sole()
+            if not matched:
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
                 return Transient(None, "the server sent more than one response, so none can be matched to the request")
-            connection = response.headers.get("Connection", "keep-alive")
-            kept_alive = body.whole and not body.flaw and connection.lower() == "keep-alive"
-            return self._classify(response, body, attempt.counted_at)
+            return self._classify(response, attempt.counted_at)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            return self._failure(error, NotSent if slot.line.unsent else Transient)
+            return self._failure(error, NotSent if line.unsent else Transient)
         finally:
             self.in_flight.remove(slot)
-            if slot.line.unsent:
+            if line.unsent:
                 self.counters.total -= self._give_back(attempt)
                 self._counter.record_fewer(self.counters)
-            if not kept_alive:
-                await slot.line.closed()
+            if not (line.kept and matched):
+                await line.closed()
 
-    def _classify(self, response: Response, body: Body, sent_at: float) -> Verdict:
+    def _classify(self, response: Received, sent_at: float) -> Verdict:
+        body = response.body
         content = body.content
         verdict = self._requests.classify(response.status, response.headers, content, whole=body.whole)
         if self._token.has_to_hide(content, good=isinstance(verdict, Answer)):

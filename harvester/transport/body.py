@@ -1,14 +1,38 @@
 """A response's body: read up to a bound, and unpacked by ourselves."""
 
 import zlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import aiohttp
+from multidict import CIMultiDictProxy
 
 from harvester.bitly.verdicts import BODY_LIMIT
-from harvester.transport.exchange import Response
 
 _READ_BYTES = 64 * 1024
 _ENCODINGS = frozenset({"gzip", "x-gzip", "deflate"})
 _GZIP = b"\x1f\x8b"
+
+
+class Response(Protocol):
+    """The head of a response, and its body as a stream, whatever has read the head."""
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """The response's headers."""
+
+    @property
+    def content(self) -> aiohttp.StreamReader:
+        """The body as a stream, still compressed."""
+
+    @property
+    def content_length(self) -> int | None:
+        """The length in bytes that the head states; None without one."""
+
+    async def read(self) -> bytes:
+        """Return the whole body."""
+
+    def close(self) -> None:
+        """Close the connection: what is left of the body is not read."""
 
 
 class Body(NamedTuple):

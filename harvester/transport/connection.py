@@ -94,7 +94,12 @@ class Peer:
         self._short_lives, self.closes = 0, False
 
 
-class _Protocol(ResponseHandler):
+def is_final(status: int) -> bool:
+    """Return whether a status is an answer's. Informational ones come before it, but 101 is the last over HTTP."""
+    return status >= 200 or status == 101
+
+
+class SlotProtocol(ResponseHandler):
     """A connection that counts requests against answers, so that no answer is taken for another request's.
 
     The socket is aborted instead of waiting (up to 30 s) for the peer's TLS close_notify; Bitly would count the
@@ -127,6 +132,11 @@ class _Protocol(ResponseHandler):
     def is_new(self) -> bool:
         """True until a request was written."""
         return not self._requests
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last answer."""
+        return self._loop.time() - self._began_at - self._took
 
     def begin(self) -> None:
         """Record that a request is written now."""
@@ -172,8 +182,7 @@ class _Protocol(ResponseHandler):
     def data_received(self, data: bytes) -> None:
         if self._answers < self._requests:
             super().data_received(data)
-            if self._answers < self._requests:
-                self._bound_head(len(data))
+            self.bound_head(len(data))
         elif data and (self._payload is None or self._payload.is_eof()) and not self._unasked:
             self._unasked = True
             if self._requests:
@@ -183,19 +192,29 @@ class _Protocol(ResponseHandler):
         else:
             super().data_received(data)
 
-    def _bound_head(self, size: int) -> None:
+    def bound_head(self, size: int) -> None:
+        """Give the connection up if a head goes on for too long. size: of what has come of it now."""
         self._head_bytes += size
-        if self._head_bytes > HEAD_LIMIT:
+        if self._answers < self._requests and self._head_bytes > HEAD_LIMIT:
             self.abort()
             self.set_exception(aiohttp.ClientError(f"a response's head of more than {HEAD_LIMIT} bytes"))
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         message, _ = data
-        if message.code >= 200 or message.code == 101:
-            self._answers += 1
-            if self._answers == 2:
-                self._peer.answered_again()
+        if is_final(message.code):
+            self.count_answer()
         super().feed_data(data, size)
+
+    def count_answer(self) -> None:
+        """Record the head of an answer."""
+        self._answers += 1
+        if self._answers == 2:
+            self._peer.answered_again()
+
+    @property
+    def awaits_answer(self) -> bool:
+        """True until each request has the head of an answer."""
+        return self._answers < self._requests
 
     def eof_received(self) -> None:
         self._ended = True
@@ -212,14 +231,20 @@ class SlotConnection:
 
     deadline: for its attempts. ready: called when the connection is ready, right before a request is written; what it
     raises keeps the request from being written. unsent: certain that not one byte of the attempt's request was written.
-    protocol: of the latest connection.
+    kept: the latest response was whole and left the connection open. protocol: of the latest connection.
     """
 
     def __init__(self) -> None:
         self.deadline = Deadline()
         self.ready: Callable[[], None] = _nothing
+        self.unsent = self.kept = False
+        self.protocol: SlotProtocol | None = None
+
+    def begin(self, protocol: SlotProtocol) -> None:
+        """Record that a request is written next, if nothing keeps it from that."""
+        self.ready()
+        protocol.begin()
         self.unsent = False
-        self.protocol: _Protocol | None = None
 
     async def closed(self) -> None:
         """Let the event loop close the socket of a connection that was given up, before another one is opened.
@@ -245,15 +270,18 @@ def _nothing() -> None:
 
 
 class Connector(aiohttp.TCPConnector):
-    """Makes one connection at a time, to one address after the other, and keeps it while nothing unasked comes."""
+    """Makes one connection at a time, to one address after the other, and keeps it while nothing unasked comes.
 
-    def __init__(self, line: SlotConnection, peer: Peer) -> None:
+    protocol: the class of its connections.
+    """
+
+    def __init__(self, line: SlotConnection, peer: Peer, protocol: type[SlotProtocol] = SlotProtocol) -> None:
         # Happy eyeballs would open a second connection beside a slow first one, and one is what a slot is.
         super().__init__(limit=1, happy_eyeballs_delay=None, resolver=_Resolver())
         self._line = line
         self._peer = peer
         # aiohttp has no public way to choose a connection's protocol.
-        self._factory = partial(_Protocol, line, peer)  # type: ignore[assignment]
+        self._factory = partial(protocol, line, peer)  # type: ignore[assignment]
 
     async def connect(self, *args: Any, **kwargs: Any) -> Connection:
         """Return a connection on which the request is written next."""
@@ -268,19 +296,17 @@ class Connector(aiohttp.TCPConnector):
         # From here to the request's first byte aiohttp awaits nothing: what is said of it now is true then.
         try:
             protocol = connection.protocol
-            assert isinstance(protocol, _Protocol)
+            assert isinstance(protocol, SlotProtocol)
             if protocol.is_new:
                 await protocol.read_news()
                 if not protocol.is_quiet:
                     raise NotQuiet("the server sent data before the request")
                 if not protocol.is_connected():
                     raise aiohttp.ClientConnectionResetError("the server closed the new connection")
-            self._line.ready()
-            protocol.begin()
+            self._line.begin(protocol)
         except BaseException:
             connection.close()
             raise
-        self._line.unsent = False
         return connection
 
     async def _wrap_create_connection(

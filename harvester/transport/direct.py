@@ -2,7 +2,8 @@
 
 A session makes some fifteen objects for a request, and they cost more than everything else that a call does. All calls
 of a run differ in nothing but their path. So the rest of the request is made once, and of aiohttp only what is hard
-remains: addresses, proxies, TLS, time limits, and the parser, which is C.
+remains: addresses, proxies, TLS, time limits, and the parser, which is C. A connection that is kept goes back to the
+connector only when another is needed, and has one parser for all its responses.
 
 What is used of aiohttp here is not documented. It stands in this module alone, and only with a version of aiohttp that
 the tests run with.
@@ -10,19 +11,33 @@ the tests run with.
 
 import asyncio
 from collections.abc import Callable
-from types import TracebackType
+from typing import Any
 
 import aiohttp
 from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError
+from aiohttp.http import HttpProcessingError, RawResponseMessage
+from aiohttp.streams import EMPTY_PAYLOAD
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from harvester.transport.connection import HEAD_LIMIT, HEADERS_LIMIT, Connector, Disconnected
-from harvester.transport.exchange import JSON_BODY
+from harvester.bitly.verdicts import BODY_LIMIT
+from harvester.transport.body import Body, read_bounded
+from harvester.transport.connection import (
+    HEAD_LIMIT,
+    HEADERS_LIMIT,
+    Connector,
+    Disconnected,
+    Peer,
+    SlotConnection,
+    SlotProtocol,
+    is_final,
+)
+from harvester.transport.exchange import JSON_BODY, Received
 
 TESTED_VERSIONS = frozenset({"3.14.5"})
 """The versions of aiohttp with which the suite runs both ways of sending."""
+_IDLE_SECONDS = 15.0
+"""A connection that was idle for longer is closed: this is what aiohttp's sessions do."""
 
 
 def why_not() -> str | None:
@@ -41,71 +56,100 @@ def note_fallback(note: Callable[[str], None], *, direct: bool) -> None:
         note(f"requests are sent by aiohttp's session, which takes more CPU: {why}")
 
 
-class DirectTransport:
-    """Sends requests over a slot's connection.
+class _DirectProtocol(SlotProtocol):
+    """A connection whose responses are all parsed by one parser, and each handed to whoever waits for it."""
 
-    connector: makes and keeps the connection. base: the origin, without a path. headers: of every request.
-    """
-
-    def __init__(
-        self,
-        connector: Connector,
-        base: URL,
-        proxy: str | None,
-        headers: dict[str, str],
-        timeout: aiohttp.ClientTimeout,
-    ) -> None:
-        self._connector = connector
-        self._timeout = timeout
-        # Tells the connector where to connect to. It is never sent itself.
-        self._address = aiohttp.ClientRequest(
-            "GET", base, loop=asyncio.get_running_loop(), proxy=URL(proxy) if proxy else None
-        )
-        lines = {"Host": self._address.headers["Host"], **headers}
-        self._head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-
-    def request(self, target: str, authorization: str, body: bytes | None = None) -> "_Exchange":
-        """Return a request to be sent; as Transport has it.
-
-        Raises:
-            ValueError: target or authorization could be read as more than one line of the request.
-        """
-        if " " in target or not (target.isprintable() and authorization.isprintable()):
-            raise ValueError("a space or a control character in a request's target or authorization")
-        last = "Connection: close\r\n" if self._connector.force_close else ""
-        head = f"{target} HTTP/1.1\r\n{self._head}Authorization: {authorization}\r\n{last}"
-        if body is None:
-            return _Exchange(self, f"GET {head}\r\n".encode("ascii"))
-        lines = "".join(f"{name}: {value}\r\n" for name, value in {**JSON_BODY, "Content-Length": len(body)}.items())
-        return _Exchange(self, f"POST {head}{lines}\r\n".encode("ascii") + body)
-
-    async def send(self, request: bytes) -> tuple[Connection, "_Response"]:
-        """Send a request and wait for the head of its response.
-
-        Raises:
-            aiohttp.ClientError: as a session does.
-        """
-        try:
-            connection = await self._connector.connect(self._address, [], self._timeout)
-        except TimeoutError as error:
-            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {self._address.url}") from error
-        try:
-            protocol, transport = connection.protocol, connection.transport
-            assert protocol is not None
-            if transport is None or transport.is_closing():
-                raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")
-            protocol.set_response_params(
+    def next_response(self) -> "asyncio.Future[tuple[RawResponseMessage, aiohttp.StreamReader]]":
+        """Return the future of the head of the response to the request that is written next, with its body."""
+        if self._parser is None:
+            self.set_response_params(
                 read_until_eof=True,
                 auto_decompress=False,
                 max_line_size=HEAD_LIMIT,
                 max_field_size=HEAD_LIMIT,
                 max_headers=HEADERS_LIMIT,
             )
-            transport.write(request)
-            while True:
-                message, payload = await protocol.read()
-                if message.code >= 200 or message.code == 101:
-                    return connection, _Response(message.code, message.headers, payload, connection)
+        if self._exception is not None:
+            raise self._exception
+        response: asyncio.Future[Any] = self._loop.create_future()
+        self._waiter = response  # aiohttp wakes it if the connection fails
+        return response
+
+    def data_received(self, data: bytes) -> None:
+        if self._waiter is None or self._parser is None or not self.awaits_answer:
+            super().data_received(data)
+            return
+        try:
+            messages, upgraded, _ = self._parser.feed_data(data)
+        except Exception as error:
+            self.abort()
+            self.set_exception(error if isinstance(error, HttpProcessingError) else HttpProcessingError(), error)
+            return
+        for message, payload in messages:
+            if is_final(message.code):
+                self._hand_over(message, payload, last=message.should_close or upgraded)
+        self.bound_head(len(data))
+
+    def _hand_over(self, message: RawResponseMessage, payload: aiohttp.StreamReader, *, last: bool) -> None:
+        self.count_answer()
+        self._payload = payload
+        self._should_close = self._should_close or last
+        response: asyncio.Future[Any] | None = self._waiter
+        self._waiter = None
+        if response is not None and not response.done():
+            response.set_result((message, payload))
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        if self._reading_paused or self._buffer_paused:  # else there is nothing to resume, at the end of each body
+            super().resume_reading(resume_parser)
+
+
+class DirectTransport:
+    """Sends requests over a slot's connection.
+
+    base: the origin, without a path. headers: of every request.
+    """
+
+    def __init__(
+        self,
+        line: SlotConnection,
+        peer: Peer,
+        base: URL,
+        proxy: str | None,
+        headers: dict[str, str],
+        timeout: aiohttp.ClientTimeout,
+    ) -> None:
+        self._line = line
+        self._peer = peer
+        self._connector = Connector(line, peer, _DirectProtocol)
+        self._timeout = timeout
+        self._loop = asyncio.get_running_loop()
+        # Tells the connector where to connect to. It is never sent itself.
+        self._address = aiohttp.ClientRequest("GET", base, loop=self._loop, proxy=URL(proxy) if proxy else None)
+        lines = {"Host": self._address.headers["Host"], **headers}
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        self._authorization = self._rest = ""
+        self._kept: Connection | None = None
+        self._closing: asyncio.TimerHandle | None = None
+        self._is_last = False
+
+    async def send(self, target: str, authorization: str, body: bytes | None = None) -> Received:
+        """Send a request, and read its response; as Transport has it."""
+        self._line.unsent, self._line.kept = True, False
+        connection = self._reuse() or await self._connect()
+        try:
+            protocol = connection.protocol
+            assert isinstance(protocol, _DirectProtocol)
+            assert protocol.transport is not None
+            response = protocol.next_response()
+            protocol.transport.write(self._request(target, authorization, body))
+            message, payload = await response
+            content = _whole(message, payload)
+            if content is None:
+                read = await read_bounded(_Response(message.headers, payload, connection))
+                received = Received(message.code, message.headers, read)
+            else:
+                received = Received(message.code, message.headers, Body(content))
         except HttpProcessingError as error:
             connection.close()
             raise aiohttp.ClientResponseError(
@@ -117,42 +161,104 @@ class DirectTransport:
         except BaseException:
             connection.close()
             raise
+        if self._is_last or connection.protocol is None or protocol.should_close:
+            connection.close()
+        else:
+            self._keep(connection)
+        return received
 
     async def close(self) -> None:
         """Close the connection."""
+        if self._closing is not None:
+            self._closing.cancel()
+        if self._kept is not None:
+            self._kept.close()
         await self._connector.close()
 
+    def _request(self, target: str, authorization: str, body: bytes | None) -> bytes:
+        """Return the bytes of a request.
 
-class _Exchange:
-    __slots__ = ("_connection", "_request", "_sender")
+        Raises:
+            ValueError: target or authorization could be read as more than one line of the request.
+        """
+        if authorization != self._authorization:
+            self._authorization = authorization
+            self._rest = f" HTTP/1.1\r\n{self._headers}Authorization: {authorization}\r\n"
+        if " " in target or not (target.isprintable() and authorization.isprintable()):
+            raise ValueError("a space or a control character in a request's target or authorization")
+        last = "Connection: close\r\n" if self._is_last else ""
+        if body is None:
+            return f"GET {target}{self._rest}{last}\r\n".encode("ascii")
+        lines = "".join(f"{name}: {value}\r\n" for name, value in {**JSON_BODY, "Content-Length": len(body)}.items())
+        return f"POST {target}{self._rest}{last}{lines}\r\n".encode("ascii") + body
 
-    def __init__(self, sender: DirectTransport, request: bytes) -> None:
-        self._sender, self._request = sender, request
-        self._connection: Connection | None = None
+    def _reuse(self) -> Connection | None:
+        """Return the connection that was kept, on which the request is written next; None if it is not plainly good."""
+        connection = self._kept
+        if connection is None or self._peer.closes:
+            return None
+        protocol = connection.protocol
+        assert isinstance(protocol, _DirectProtocol)
+        if not protocol.is_connected() or protocol.has_news() or protocol.idle_seconds > _IDLE_SECONDS:
+            return None
+        self._kept = None
+        try:
+            self._line.begin(protocol)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
-    async def __aenter__(self) -> "_Response":
-        self._connection, response = await self._sender.send(self._request)
-        return response
+    async def _connect(self) -> Connection:
+        """Return a connection on which the request is written next. The connector takes the kept one if it still can.
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        assert self._connection is not None
-        if kind is None:
-            self._connection.release()  # closes it instead if something of the body was not read
+        Raises:
+            aiohttp.ClientError: there is none.
+        """
+        kept, self._kept = self._kept, None
+        if kept is not None and isinstance(kept.protocol, _DirectProtocol):
+            if kept.protocol.idle_seconds > _IDLE_SECONDS:
+                kept.close()
+            else:
+                kept.release()
+        try:
+            connection = await self._connector.connect(self._address, [], self._timeout)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {self._address.url}") from error
+        self._is_last = self._connector.force_close
+        return connection
+
+    def _keep(self, connection: Connection) -> None:
+        self._kept = connection
+        self._line.kept = True
+        if self._closing is None:
+            self._closing = self._loop.call_later(_IDLE_SECONDS, self._close_idle)
+
+    def _close_idle(self) -> None:
+        """Close the connection if it was idle for long; else look again when it would be."""
+        self._closing = None
+        if self._kept is None or not isinstance(self._kept.protocol, _DirectProtocol):
+            return
+        left = _IDLE_SECONDS - self._kept.protocol.idle_seconds
+        if left > 0:
+            self._closing = self._loop.call_later(left, self._close_idle)
         else:
-            self._connection.close()
+            self._kept.close()
+            self._kept = None
+
+
+def _whole(message: RawResponseMessage, payload: aiohttp.StreamReader) -> bytes | None:
+    """Return the body if it came together with its head, as most do, and is not packed; None to read it as a stream."""
+    if payload is EMPTY_PAYLOAD or not payload.is_eof() or payload.total_bytes > BODY_LIMIT:
+        return None
+    return None if "Content-Encoding" in message.headers else b"".join(payload._buffer)
 
 
 class _Response:
-    """The head of a response, and its body as a stream: what `read_bounded` and the verdicts need of one."""
+    """A response whose head was read, as `read_bounded` takes it."""
 
-    __slots__ = ("_connection", "content", "headers", "status")
-
-    def __init__(
-        self, status: int, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection
-    ) -> None:
-        self.status, self.headers, self.content = status, headers, content
+    def __init__(self, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection) -> None:
+        self.headers, self.content = headers, content
         self._connection = connection
 
     @property
@@ -163,8 +269,7 @@ class _Response:
 
     async def read(self) -> bytes:
         """Return the whole body."""
-        # Most bodies come together with their head, and are read without any waiting.
-        return self.content.read_nowait() if self.content.is_eof() else await self.content.read()
+        return await self.content.read()
 
     def close(self) -> None:
         """Close the connection: what is left of the body is not read."""

@@ -1,52 +1,33 @@
 """A request and its response, whatever sends the one and reads the other."""
 
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
-import aiohttp
 from multidict import CIMultiDictProxy
+
+from harvester.transport.body import Body
 
 JSON_BODY = {"Content-Type": "application/json"}
 """The headers of a request that posts JSON."""
 
 
-class Response(Protocol):
-    """What is used of a response, whatever has sent the request."""
+class Received(NamedTuple):
+    """A response that was read. status: HTTP's status code."""
 
-    @property
-    def status(self) -> int:
-        """HTTP's status code."""
-
-    @property
-    def headers(self) -> CIMultiDictProxy[str]:
-        """The response's headers."""
-
-    @property
-    def content(self) -> aiohttp.StreamReader:
-        """The body as a stream, still compressed."""
-
-    @property
-    def content_length(self) -> int | None:
-        """The length in bytes that the head states; None without one."""
-
-    async def read(self) -> bytes:
-        """Return the whole body."""
-
-    def close(self) -> None:
-        """Close the connection: what is left of the body is not read."""
-
-
-Exchange: TypeAlias = AbstractAsyncContextManager[Response]
-"""A request that is sent when the context is entered, and whose response is read inside it."""
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: Body
 
 
 class Transport(Protocol):
     """Sends requests over one connection, which it opens when it needs it."""
 
-    def request(self, target: str, authorization: str, body: bytes | None = None) -> Exchange:
-        """Return a request to be sent.
+    async def send(self, target: str, authorization: str, body: bytes | None = None) -> Received:
+        """Send a request, and read its response.
 
         target: path and query, encoded. body: JSON to be posted; None for a GET request.
+
+        Raises:
+            aiohttp.ClientError: there was no whole response. ValueError: a character that no request may have.
         """
 
     async def close(self) -> None:

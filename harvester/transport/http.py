@@ -76,10 +76,9 @@ async def pooled(
 
     def open_slot(number: int) -> Slot:
         line = SlotConnection()
-        connector = Connector(line, peer)
         if is_direct:
-            return Slot(number, DirectTransport(connector, origin, proxy, _HEADERS, timeout), line)
-        return Slot(number, SessionTransport(_session(timeout, proxy, connector), origin), line)
+            return Slot(number, DirectTransport(line, peer, origin, proxy, _HEADERS, timeout), line)
+        return Slot(number, SessionTransport(_session(timeout, proxy, Connector(line, peer)), origin, line), line)
 
     pool = Pool(slots, open_slot)
     await pool.rebalance()

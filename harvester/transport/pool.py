@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from harvester.errors import OutputError
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
@@ -19,7 +19,7 @@ class Slot:
 
     number: int
     transport: Transport
-    line: SlotConnection = field(default_factory=SlotConnection)
+    line: SlotConnection
 
 
 class Pool:

@@ -24,6 +24,7 @@ from harvester.dataset.ledger import Totals
 from harvester.dataset.manifest import RunReport
 from harvester.rows.call import WHOLE, CallState, Entry, Known, Shortfall
 from harvester.storage.location import OutputKind
+from harvester.transport.connection import SlotConnection
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.pool import Pool, Slot
 from harvester.transport.session import SessionTransport
@@ -285,9 +286,15 @@ class AllSlots(ConnectionSlots):
         self._numbers.discard(number)
 
 
+def slot_over(number: int, session: Any, origin: str = "https://bitly") -> Slot:
+    """Return a slot whose requests are sent by a session, or by what stands in for one."""
+    line = SlotConnection()
+    return Slot(number, SessionTransport(session, URL(origin).origin(), line), line)
+
+
 async def pool_of(bitly: SimulatedBitly, connections: int) -> Pool:
     session: Any = Session(bitly)
-    pool = Pool(AllSlots(connections), lambda number: Slot(number, SessionTransport(session, URL("https://bitly"))))
+    pool = Pool(AllSlots(connections), lambda number: slot_over(number, session))
     await pool.rebalance()
     return pool
 

@@ -15,8 +15,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from yarl import URL
-
 from harvester.bearer import Token
 from harvester.bitly.query import Query
 from harvester.budget.database import BudgetDatabase
@@ -27,8 +25,7 @@ from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.errors import BudgetBusy
 from harvester.shutdown import ShutdownSignal
 from harvester.transport.pool import Pool, Slot
-from harvester.transport.session import SessionTransport
-from tests.support.simulated_bitly import ROW, AllSlots, Answer
+from tests.support.simulated_bitly import ROW, AllSlots, Answer, slot_over
 from tests.support.virtual_time import ROUND_SECONDS, VirtualClock
 
 BEGIN = 1_795_780_000.0
@@ -167,7 +164,7 @@ class Storm:
 
     def _slot(self, number: int) -> Slot:
         session: Any = _Session(self)
-        session.slot = Slot(number, SessionTransport(session, URL("https://bitly")))
+        session.slot = slot_over(number, session)
         slot: Slot = session.slot
         return slot
 

@@ -37,9 +37,9 @@ from harvester.errors import OutputError, RunStopping, UsageError
 from harvester.progress import AttemptCounts, WaitReason
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.transport.connection_slots import ConnectionSlots
-from harvester.transport.pool import Pool, Slot
-from harvester.transport.session import SessionTransport
+from harvester.transport.pool import Pool
 from tests.conftest import quick_folder
+from tests.support.simulated_bitly import slot_over
 
 BASE = "https://api-ssl.bitly.com/v4"
 QUERY = Query("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
@@ -237,7 +237,7 @@ async def pooled(folder: Path, session: aiohttp.ClientSession, connections: int)
     """Open a pool whose slots share a session."""
     slots = ConnectionSlots(str(folder / "connections"), connections)
     await slots.join()
-    pool = Pool(slots, lambda number: Slot(number, SessionTransport(session, URL(BASE).origin())))
+    pool = Pool(slots, lambda number: slot_over(number, session, BASE))
     await pool.rebalance()
     yield pool
     slots.leave()

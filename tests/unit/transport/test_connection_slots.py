@@ -14,7 +14,6 @@ from typing import cast
 
 import aiohttp
 import pytest
-from yarl import URL
 
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.errors import ConnectionsBusy, OutputError, RunStopping
@@ -22,11 +21,11 @@ from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.transport import connection_slots as slots
 from harvester.transport.connection_slots import MOST_PROCESSES, ConnectionSlots, Holders
 from harvester.transport.pool import Pool, Slot
-from harvester.transport.session import SessionTransport
 from tests.e2e.test_run_against_a_hostile_server import many
 from tests.support.commands import NO_LIMITS, harvester, start
 from tests.support.output_checks import rows
 from tests.support.scripted_bitly import Scripted, scripted
+from tests.support.simulated_bitly import slot_over
 
 LONG_ENOUGH_SECONDS = 60.0
 """What must come about does so long before; this only keeps a broken test from waiting for ever."""
@@ -192,9 +191,8 @@ class Sessions:
 
     def open_slot(self, number: int) -> Slot:
         self.opened.append(number)
-        return Slot(
-            number, SessionTransport(cast("aiohttp.ClientSession", Session(self, number)), URL("http://127.0.0.1"))
-        )
+        session = cast("aiohttp.ClientSession", Session(self, number))
+        return slot_over(number, session)
 
 
 @dataclass
