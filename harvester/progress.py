@@ -264,7 +264,8 @@ class RunProgress:
         self.pending -= 1
         self.repeated -= call.is_repeated
         self.rows += 1
-        self._count_answer(call)
+        if self.refresh is not None:
+            self._count_answer(call)
         self.truncated += truncated
         self.clipped += clipped
 

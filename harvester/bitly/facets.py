@@ -58,6 +58,9 @@ class MetricField(NamedTuple):
     source: str = ""
 
 
+BODY_LIMIT = 4 * 1024 * 1024
+"""Largest decoded response body that is read, in bytes; a facet's response has a few KiB."""
+
 Read = Callable[[Mapping[str, Any]], list[Metric]]
 """The decoded JSON object of a 200 → the row's metrics; raises NotTheFacet."""
 
@@ -121,8 +124,9 @@ class Facet:
 
     def is_full(self, metrics: Sequence[Metric], size: int | None) -> bool:
         """Return whether metrics are as many as were requested, as `is_truncated` says."""
-        name = self.grouped_by
-        return self.is_truncated([each[name] for each in metrics] if name else (), len(metrics), size)
+        if not (name := self.grouped_by):
+            return len(metrics) == size
+        return self.is_truncated([each[name] for each in metrics], len(metrics), size)
 
     def identity(self, metric: Mapping[str, Any]) -> str:
         """Return the text by which a metric differs from the others of its call: all that is no count.
@@ -188,12 +192,12 @@ def _objects_in(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 def _read_value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:
     """Read `metrics[] {value, clicks}`, the shape that four facets share. It is `_list_of` with less work a metric."""
-    metrics = []
+    metrics: list[Metric] = []
     for item in _objects_in(body, "metrics"):
         value, clicks = item.get("value"), item.get("clicks")
         if type(value) is not str:
             raise NotTheFacet("a value is not a string")
-        if not _is_count(clicks):
+        if type(clicks) is not int or not 0 <= clicks <= INT64_MAX:  # as _is_count has it
             raise NotTheFacet("clicks is not a count")
         metrics.append({"value": value, "clicks": clicks})
     return metrics

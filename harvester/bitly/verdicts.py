@@ -20,12 +20,10 @@ from typing import Any
 
 import orjson
 
-from harvester.bitly.facets import INT64_MAX, Facet, Metric, NotTheFacet
+from harvester.bitly.facets import BODY_LIMIT, INT64_MAX, Facet, Metric, NotTheFacet
 from harvester.clock import Hint, as_utc, from_epoch, hint, utc_iso
 from harvester.jsonlines import lenient_json, object_in
 
-BODY_LIMIT = 4 * 1024 * 1024
-"""Largest decoded response body that is read, in bytes; a facet's response has a few KiB."""
 KEPT_BODY = 2048
 """Bytes kept from the beginning of a body that no rule covers."""
 _MESSAGE_LIMIT = 200
@@ -153,6 +151,11 @@ _TOKEN_WORDS = frozenset({"TOKEN", "AUTHORIZATION", "UNAUTHORIZED", "UNAUTHENTIC
 _TOKEN_FIELDS = frozenset({"ACCESS_TOKEN", "TOKEN", "AUTHORIZATION"})
 _LINK_FIELDS = frozenset({"BITLINK", "BITLINK_ID", "LINK", "LINK_ID", "ID", "DOMAIN", "HASH", "BACK_HALF"})
 _QUERY_FIELDS = frozenset({"UNIT", "UNITS", "UNIT_REFERENCE", "SIZE"})
+
+
+def is_plain_no(verdict: Verdict) -> bool:
+    """Return whether a verdict refuses a link on a route that the server knows."""
+    return isinstance(verdict, Refused) and not verdict.no_route
 
 
 def classify(

@@ -134,7 +134,8 @@ class AttemptSender:
         # may not go gives its slot back before it waits: a waiter never holds a connection.
         refusal = self._breaker.wait_before_sending(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
-            await self.pacer.acquire(self._waits_for_pace)
+            if self._budget.limits.per_minute:
+                await self.pacer.acquire(self._waits_for_pace)
             slot = self.pool.take() or await self._wait_for_slot()
             try:
                 if yields_probe and self._budget.wants_known_good:  # it was paused while this attempt waited
@@ -240,17 +241,18 @@ class AttemptSender:
 
     def _record(self, bitlink: str, verdict: Verdict, sent_at: float, *, evidence: bool, known_good: bool) -> None:
         """Record in breaker and budget what a response says about the server and its limits."""
-        if isinstance(verdict, Throttled):
+        answered = isinstance(verdict, Answer)
+        if answered or not isinstance(verdict, Throttled | NoAnswer):
+            self.trouble = None
+            good = known_good and answered  # only a row shows that the link still is one
+            self._breaker.record_success(evidence=evidence, known_good=good)
+        elif isinstance(verdict, Throttled):
             self.counters.throttled += 1
             self._throttled_since = self._throttled_since or self._clock()
             self._breaker.throttled()
-        elif isinstance(verdict, NoAnswer):
+        else:
             self.trouble = reason(verdict)
             self._breaker.record_failure(sent_at=sent_at, evidence=evidence)
-        else:
-            self.trouble = None
-            good = known_good and isinstance(verdict, Answer)  # only a row shows that the link still is one
-            self._breaker.record_success(evidence=evidence, known_good=good)
         if not isinstance(verdict, Transient) or verdict.status is not None:
             self._record_in_budget(bitlink, verdict, sent_at)
 

@@ -93,11 +93,8 @@ class Client:
             attempts=settings.attempts,
             backoff_seconds=settings.backoff_seconds,
         )
-        self.token = context.token
-        self._budget = context.budget
-        self._breaker = context.breaker
-        self._shutdown = context.shutdown
-        self._clock = context.clock
+        self.token, self._budget, self._clock = context.token, context.budget, context.clock
+        self._breaker, self._shutdown = context.breaker, context.shutdown
         self._held = HeldVerdicts(
             self.known_good,
             context.breaker,
@@ -149,7 +146,8 @@ class Client:
         finally:
             self._calls -= 1
             self._fresh_calls -= fresh
-            self.known_good.notify_all()
+            if self.known_good.waiting:
+                self.known_good.notify_all()
 
     def is_final(self, verdict: Verdict) -> bool:
         """Return whether a first attempt's verdict is the call's last one; if not, `conclude` finds that."""
@@ -260,15 +258,17 @@ class Client:
         """Send until a verdict is the call's own. again: it was sent before in this run."""
         renewed = False
         while True:
-            if self.known_good.links and self._known_good_probes_limits(bitlink):
+            if self._budget.paused and self._known_good_probes_limits(bitlink):
                 await (self.known_good.news() if self.known_good.sending else self.known_good.send())
                 continue
             if self._breaker.is_open and self._known_good_goes(fresh):
                 await self.known_good.send()
                 continue
-            if bitlink in self._throttled and not await self._throttled.let_others_pass(bitlink, again=again):
+            throttled = bitlink in self._throttled.links
+            if throttled and not await self._throttled.let_others_pass(bitlink, again=again):
                 continue
-            header, begun, alone = self.token.header, self.known_good.begin(), self._throttled.is_alone(bitlink)
+            alone = throttled and self._throttled.is_alone(bitlink)
+            header, begun = self.token.header, self.known_good.begin()
             try:
                 verdict = await self.sender.send(
                     bitlink, header, may_probe=fresh or not self._fresh_calls, evidence=fresh, throttled_alone=alone,
@@ -280,11 +280,11 @@ class Client:
             if isinstance(verdict, TokenRefused) and not renewed and await self._renew_token(header):
                 renewed = True  # once: a source may have another token each time, and none that is any good
             elif verdict is not None:
-                own = await self._own(bitlink, verdict, begun, fresh=fresh, again=again, alone=alone)
+                own = self._own(bitlink, verdict, begun, fresh=fresh, again=again, alone=alone)
                 if own is not None:
-                    return own
+                    return await self._completion.of(bitlink, own) if self._completion.is_due(own) else own
 
-    async def _own(
+    def _own(
         self, bitlink: str, verdict: Verdict, begun: int, *, fresh: bool, again: bool, alone: bool
     ) -> Verdict | None:
         """Record the verdict of an attempt, and return the call's own; None if the attempt has to be repeated.
@@ -298,12 +298,13 @@ class Client:
             self._count_unanswered(fresh=fresh, again=again)
             return None if again and self._breaker.is_open else verdict
         self._unanswered = 0
-        self._throttled.forget(bitlink)
+        if bitlink in self._throttled.links:
+            self._throttled.forget(bitlink)
         if isinstance(verdict, Answer):
             self.known_good.answered(bitlink, begun)
             if not (fresh or again):
                 self._strange.passed()
-        return await self._completion.of(bitlink, verdict) if self._completion.is_due(verdict) else verdict
+        return verdict
 
     async def _send_query(self, bitlink: str, query: Query, again: bool) -> Verdict | None:
         header, parameters = self.token.header, query.parameters
@@ -325,7 +326,7 @@ class Client:
 
     def _known_good_probes_limits(self, bitlink: str) -> bool:
         """Return whether a pause's next probe should be a known-good link, as calls may be throttled for themselves."""
-        return self._budget.paused and (self._budget.wants_known_good or self._throttled.is_alone(bitlink))
+        return bool(self.known_good.links) and (self._budget.wants_known_good or self._throttled.is_alone(bitlink))
 
     def _known_good_goes(self, fresh: bool) -> bool:
         """Return whether an outage's next probe should be a known-good link, as calls may fail by their own fault."""

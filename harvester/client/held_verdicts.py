@@ -303,31 +303,28 @@ class _Throttling:
 class ThrottledLinks:
     """Links that were throttled. Each lets other calls go first: they show whether everybody is throttled.
 
-    calls: how many calls are being made.
+    calls: how many calls are being made. links: what is known of each.
     """
 
     def __init__(self, known_good: KnownGoodLinks, shutdown: ShutdownSignal, calls: Callable[[], int]) -> None:
         self._known_good = known_good
         self._shutdown = shutdown
         self._calls = calls
-        self._last: dict[str, _Throttling] = {}
+        self.links: dict[str, _Throttling] = {}
         self._yielding = 0
-
-    def __contains__(self, bitlink: str) -> bool:
-        return bitlink in self._last
 
     def add(self, bitlink: str, *, alone: bool) -> None:
         """Record a throttled response. alone: as `is_alone` before its attempt."""
-        times = self._last[bitlink].times if bitlink in self._last else 0
-        self._last[bitlink] = _Throttling(self._known_good.moment(), times + 1, alone=alone)
+        times = self.links[bitlink].times if bitlink in self.links else 0
+        self.links[bitlink] = _Throttling(self._known_good.moment(), times + 1, alone=alone)
 
     def forget(self, bitlink: str) -> None:
         """Record that a link's latest attempt was not throttled."""
-        self._last.pop(bitlink, None)
+        self.links.pop(bitlink, None)
 
     def is_alone(self, bitlink: str) -> bool:
         """Return whether a link was throttled and others have passed since: the next time it is the link's own."""
-        last = self._last.get(bitlink)
+        last = self.links.get(bitlink)
         return last is not None and (last.alone or self._known_good.answered_since(last.moment))
 
     async def let_others_pass(self, bitlink: str, *, again: bool) -> bool:
@@ -335,7 +332,7 @@ class ThrottledLinks:
 
         One that was throttled twice, with no other calls to go before it, sends a known-good link ahead.
         """
-        last = self._last.get(bitlink)
+        last = self.links.get(bitlink)
         if last is None or self.is_alone(bitlink):
             return True
         self._yielding += not again

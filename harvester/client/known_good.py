@@ -38,7 +38,8 @@ class KnownGoodLinks:
 
     links: the latest answered last; those of an earlier run may be added. in_run: True once this run had an answer.
     last: the latest verdict on a known-good link. asking: a question is under way. streak: the latest definite no's.
-    earlier_unanswered: those at the end of the run before. Moments are numbers that `moment` returns in their order.
+    earlier_unanswered: those at the end of the run before.
+    waiting: how many wait for news. Moments are numbers that `moment` returns in their order.
     send: sends an attempt for a link, and returns None if it was not sent after all.
     """
 
@@ -53,7 +54,7 @@ class KnownGoodLinks:
         self._under_way: set[int] = set()
         self._asked_at = self._answered_at = 0
         self._news = asyncio.Event()
-        self._waiting = 0
+        self.waiting = 0
 
     def moment(self) -> int:
         """Return the present moment, later than all before."""
@@ -66,13 +67,14 @@ class KnownGoodLinks:
 
     def begin(self) -> int:
         """Return the present moment, before an attempt is sent."""
-        self._under_way.add(begun := self.moment())
+        self._under_way.add(begun := next(self._moments))
         return begun
 
     def end(self, begun: int) -> None:
         """Record that an attempt is over."""
         self._under_way.discard(begun)
-        self.notify_all()
+        if self.waiting:
+            self.notify_all()
 
     def under_way_before(self, moment: int) -> int:
         """Return how many attempts are under way that began before a moment."""
@@ -86,7 +88,8 @@ class KnownGoodLinks:
         if bitlink not in self.links:
             self.links.append(bitlink)
         self._answered_at = max(self._answered_at, begun)
-        self.notify_all()
+        if self.waiting:
+            self.notify_all()
 
     def answered_since(self, moment: int) -> bool:
         """Return whether an attempt that was sent after a moment has been answered, for whatever link."""
@@ -98,15 +101,15 @@ class KnownGoodLinks:
 
     async def news(self) -> None:
         """Return at the next answer, at the end of a question, or when somebody calls `notify_all`."""
-        self._waiting += 1
+        self.waiting += 1
         try:
             await self._news.wait()
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
 
     def notify_all(self) -> None:
         """Wake all that wait for news."""
-        if self._waiting:
+        if self.waiting:
             self._news.set()
             self._news = asyncio.Event()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Transient, Unknown, Unreadable, Verdict
+from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Unknown, Unreadable, Verdict, is_plain_no
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
 from harvester.client.held_verdicts import STREAK, Place
@@ -83,13 +83,11 @@ class Harvest:
         self._telemetry = heartbeat.telemetry
         self._telemetry.begin(client.sender, options.workers, to_make=options.to_make, max_calls=options.allowance.most)
         self.progress = self._telemetry.progress
-        self._dataset = dataset
-        self._client = client
+        self._dataset, self._client = dataset, client
         self._budget, self._discovery, self._shutdown = budget, discovery, shutdown
         self._rules, self._observer, self._options = rules, observer, options
-        self._committer = Committer(
-            dataset, shutdown, heartbeat, client.sender.counters, commit_seconds=options.commit_seconds
-        )
+        counters, seconds = client.sender.counters, options.commit_seconds
+        self._committer = Committer(dataset, shutdown, heartbeat, counters, commit_seconds=seconds)
         self._stop_at_end: Stop | None = None
         self._retrying = self._unproven = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -235,6 +233,20 @@ class Harvest:
 
     async def _work(self, group: asyncio.TaskGroup) -> None:
         """Make calls until there are no more."""
+        try:
+            while (call := await self._next()) is not None:
+                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not FAILED_STATE)
+                if isinstance(verdict, Answer):
+                    self._settle(call, verdict, 1)
+                else:
+                    await self._settle_or_doubt(group, call, verdict)
+                if self._dataset.backlogged:
+                    await self._wait_for_disk()
+        except RunStopping:
+            return
+
+    async def _settle_or_doubt(self, group: asyncio.TaskGroup, call: Call, verdict: Verdict) -> None:
+        """Settle a call whose first attempt was not answered, or find its last verdict in the retry room."""
         # The retry room: backing off takes up to minutes, and five links that fail would stop five workers. So a call
         # whose first attempt failed is repeated by a task of its own, and its worker takes the next call. There are at
         # most RETRY_ROOM such tasks; beyond that a worker repeats its call itself, which slows the run down just when
@@ -242,31 +254,24 @@ class Harvest:
         # worker, which takes no call while a known-good link is asked; or as many as there is room for, where it
         # waits for the first answer to anybody. The connections stay those of the pool: repeats and first attempts
         # share them.
-        try:
-            while (call := await self._next()) is not None:
-                verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not FAILED_STATE)
-                place = self._client.place_of(verdict)
-                final = self._client.is_final(verdict)
-                if held := final and _is_plain_no(verdict) and self._retrying < RETRY_ROOM:
-                    if stop := self._rules.see(verdict):
-                        self._shutdown.request(stop)
-                elif final or _is_plain_no(verdict):
-                    self._settle(call, verdict, 1)
-                if held or not final:
-                    in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
-                    in_doubt = self._client.asks_about(verdict)
-                    self._retrying += 1
-                    conclusion = self._conclude(call, verdict, place, held=held)
-                    if in_room:
-                        self._spawn(group, conclusion)
-                    else:
-                        await conclusion
-                    if in_doubt:
-                        await self._client.question_over()
-                if self._dataset.backlogged:
-                    await self._wait_for_disk()
-        except RunStopping:
+        place, final = self._client.place_of(verdict), self._client.is_final(verdict)
+        if held := final and is_plain_no(verdict) and self._retrying < RETRY_ROOM:
+            if stop := self._rules.see(verdict):
+                self._shutdown.request(stop)
+        elif final or is_plain_no(verdict):
+            self._settle(call, verdict, 1)
+        if final and not held:
             return
+        in_room = self._retrying < RETRY_ROOM or not isinstance(verdict, NoAnswer)
+        in_doubt = self._client.asks_about(verdict)
+        self._retrying += 1
+        conclusion = self._conclude(call, verdict, place, held=held)
+        if in_room:
+            self._spawn(group, conclusion)
+        else:
+            await conclusion
+        if in_doubt:
+            await self._client.question_over()
 
     async def _next(self) -> Call | None:
         """Wait for the next call to make; None if this run makes no more."""
@@ -284,7 +289,7 @@ class Harvest:
         # A plain no is settled already, so that no kill loses it, and taken back if the server refuses everything. If
         # the process is killed before that is known, the next run doubts it again. Where nobody was ever answered it is
         # held instead, because a kill must leave it open.
-        settled = _is_plain_no(first) and not held
+        settled = is_plain_no(first) and not held
         verdict, attempts = None, 0
         try:
             with suppress(RunStopping):
@@ -334,7 +339,7 @@ class Harvest:
         try:
             if isinstance(verdict, Answer):
                 self._record_row(call, verdict)
-            elif isinstance(verdict, Refused | Transient | Unreadable | Unknown):
+            elif isinstance(verdict, Failure):
                 self._record_failure(call, verdict, attempts)
         except OutputError as error:
             stop = Stop(StopReason.OUTPUT, str(self._dataset.cause_of(error)))
@@ -351,10 +356,10 @@ class Harvest:
         self._telemetry.throughput.count_verdict()
         self.progress.count_row(call, truncated=shortfall.truncated, clipped=shortfall.clipped)
 
-    def _record_failure(self, call: Call, verdict: Refused | Transient | Unreadable | Unknown, attempts: int) -> None:
+    def _record_failure(self, call: Call, verdict: Failure, attempts: int) -> None:
         # A server that does not know the path, or has never answered anybody, may be the wrong one, or be asked with
         # another account's token: its refusals count as failures, which later runs try again.
-        refused = _is_plain_no(verdict) and bool(self._client.known_good.links)
+        refused = is_plain_no(verdict) and bool(self._client.known_good.links)
         self._unproven += isinstance(verdict, Refused) and not refused
         line = self._failure("refused" if refused else "failed", call, verdict, attempts)
         state = REFUSED_STATE if refused else FAILED_STATE
@@ -393,8 +398,3 @@ class Harvest:
         """
         if learned := await self._discovery.learn():
             self._observer.note(learned.text, learned.event, **learned.fields)
-
-
-def _is_plain_no(verdict: Verdict) -> bool:
-    """Return whether a verdict refuses a link on a route that the server knows."""
-    return isinstance(verdict, Refused) and not verdict.no_route

@@ -127,6 +127,12 @@ def first_denied(paths: Iterable[str]) -> str | None:
     return None
 
 
+def try_remove(path: str) -> None:
+    """Delete a file; nothing happens if that fails."""
+    with suppress(OSError):
+        os.unlink(path)
+
+
 def open_new(path: str) -> BinaryIO:
     """Create a temporary file of harvester's own to write to; what a killed run left under its name is deleted first.
 

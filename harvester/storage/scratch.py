@@ -5,10 +5,10 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from harvester.errors import OutputError
-from harvester.storage.filesystem import try_lock
+from harvester.storage.filesystem import try_lock, try_remove
 from harvester.storage.sqlite import SqliteFile
 
 _PREFIX = "harvester-scratch-"
@@ -109,7 +109,7 @@ class DistinctKeys:
         self._path = path
 
     def __enter__(self) -> "DistinctKeys":
-        _delete(self._path)
+        try_remove(self._path)
         self._file = SqliteFile(self._path, "the count of the list", _ADVICE, pragmas=_PRAGMAS)
         with self._file.transaction():
             self._file.connection.execute("CREATE TABLE listed (key BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID")
@@ -117,7 +117,7 @@ class DistinctKeys:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        _delete(self._path)
+        try_remove(self._path)
 
     def add(self, keys: Sequence[bytes]) -> list[bytes]:
         """Add keys, and return those that were not there before.
@@ -152,7 +152,7 @@ class RankedItems:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        _delete(path)
+        try_remove(path)
         self._file = SqliteFile(path, "the links that are due", _ADVICE, pragmas=_PRAGMAS)
         self._number = 0
         with self._file.transaction():
@@ -164,7 +164,7 @@ class RankedItems:
     def close(self) -> None:
         """Delete the file."""
         self._file.close()
-        _delete(self._path)
+        try_remove(self._path)
 
     def add(self, items: Sequence[tuple[int, int, bytes]]) -> None:
         """Add items, each with its queue and rank.
@@ -185,8 +185,3 @@ class RankedItems:
             delete = "DELETE FROM items WHERE queue = ? AND rank = ? AND number = ?"
             self._file.connection.executemany(delete, [(queue, rank, number) for rank, number, _ in found])
         return [item for *_, item in found]
-
-
-def _delete(path: str) -> None:
-    with suppress(OSError):
-        os.unlink(path)

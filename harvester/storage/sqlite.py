@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from harvester.errors import OutputError
-from harvester.storage.filesystem import Tampering, first_denied, set_aside, sync_folder, sync_path
+from harvester.storage.filesystem import Tampering, first_denied, set_aside, sync_folder, sync_path, try_remove
 
 _DURABLE = ("journal_mode=WAL", "synchronous=FULL", "cache_size=-4096", "temp_store=FILE")
 _VARIABLES = 1024  # placeholders in one statement, a power of two; SQLite allows more
@@ -138,7 +138,7 @@ class SqliteFile:
             # Closing deletes the write-ahead log by its name, so it comes before a new one can be there.
             self.connection.close()
             for ending in ("-wal", "-shm"):
-                _delete(self._path + ending)
+                try_remove(self._path + ending)
             if copied:
                 os.replace(hidden, self._path)
                 sync_folder(os.path.dirname(self._path))
@@ -149,7 +149,7 @@ class SqliteFile:
                         return
                 self.connection.close()
                 set_aside(self._path)
-            _delete(hidden)
+            try_remove(hidden)
             self._lost = OutputError(
                 f"{self._path}: another program has written to {self._name} while the run had it open; its content is "
                 f"kept beside it as .aside. {self._advice}"
@@ -158,7 +158,7 @@ class SqliteFile:
 
     def _copy_to(self, path: str) -> bool:
         """Copy what the connection sees into a new file, durably; return whether it is whole."""
-        _delete(path)
+        try_remove(path)
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666))
         copy = sqlite3.connect(path, isolation_level=None)
         try:
@@ -279,10 +279,8 @@ class KeyIndex:
 
 
 def _padded(keys: Sequence[bytes]) -> list[bytes]:
-    """Return keys with the last one repeated, so that there is a power of two of them.
-
-    A statement with a thousand placeholders takes 100 kB, and sqlite3 remembers 128: for each number of keys that has
-    come, there would be one.
+    """Return keys with the last one repeated, up to a power of two: sqlite3 remembers 128 statements, and one with a
+    thousand placeholders takes 100 kB.
     """
     return [*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys))]
 
@@ -344,13 +342,8 @@ def _state_of(path: str) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _files_of(path: str) -> tuple[str, str, str]:
+def _files_of(path: str) -> tuple[str, ...]:
     return path, f"{path}-wal", f"{path}-shm"
-
-
-def _delete(path: str) -> None:
-    with suppress(OSError):
-        os.unlink(path)
 
 
 def _open_to_write(path: str, pragmas: Sequence[str]) -> sqlite3.Connection:
@@ -371,8 +364,7 @@ def _is_named(db: sqlite3.Connection, path: str) -> bool:
     link. Nothing has been read or written yet.
     """
     db.text_factory = bytes  # a path may be in no encoding
-    opened = db.execute("PRAGMA database_list").fetchone()[2]
-    db.text_factory = str
+    opened, db.text_factory = db.execute("PRAGMA database_list").fetchone()[2], str
     folder, name = os.path.split(os.path.abspath(path))
     return bool(opened == os.fsencode(os.path.join(os.path.realpath(folder), name)))
 

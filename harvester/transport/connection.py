@@ -9,7 +9,6 @@ import select
 import socket
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import aiohttp
@@ -18,6 +17,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 
 from harvester.threads import in_daemon
+from harvester.transport.deadline import READ_TURNS, Deadline
 
 HEAD_LIMIT = 64 * 1024
 """Largest head of a response, status line and headers, in bytes."""
@@ -28,12 +28,6 @@ _ADDRESS_SECONDS = 3.0
 """The longest wait for one address of a name while others are left. The last may use up the time for connecting."""
 _CLOSE_TURNS, _LEAST_CLOSE_TURNS = 20, 3
 """Iterations of the event loop until a socket is closed; Python 3.13 needs more of them than 3.11."""
-_READ_TURNS = 4
-"""Turns of the event loop in which what lies in a socket is read: select, the transport's read, its close."""
-_FROZEN_SECONDS = 0.1
-"""A timer that fires this late shows that the process stood still."""
-_GRACE_SECONDS = 2.0
-"""The time to read an answer that came while the process stood still."""
 _SHORTEST_REST_SECONDS, _LONGEST_REST_SECONDS = 0.02, 1.0
 _REST_EVERY = 16
 _SHORT_LIVES = 3
@@ -121,11 +115,13 @@ class SlotProtocol(ResponseHandler):
         self._poll = select.poll()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Record the connection as the slot's."""
         super().connection_made(transport)
         self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
         self._line.protocol = self
 
     def close(self) -> None:
+        """Abort the socket."""
         self.abort()
 
     @property
@@ -150,7 +146,7 @@ class SlotProtocol(ResponseHandler):
 
     async def read_news(self) -> None:
         """Let the event loop read what lies in the socket. Under TLS it may be a session ticket, which is nothing."""
-        for _ in range(_READ_TURNS):
+        for _ in range(READ_TURNS):
             if not self.is_connected() or not self.has_news():
                 return
             await asyncio.sleep(0)
@@ -180,6 +176,7 @@ class SlotProtocol(ResponseHandler):
         return self.is_quiet
 
     def data_received(self, data: bytes) -> None:
+        """Parse what belongs to an answer; note what nobody has asked for."""
         if self._answers < self._requests:
             super().data_received(data)
             self.bound_head(len(data))
@@ -200,6 +197,7 @@ class SlotProtocol(ResponseHandler):
             self.set_exception(aiohttp.ClientError(f"a response's head of more than {HEAD_LIMIT} bytes"))
 
     def feed_data(self, data: Any, size: int = 0) -> None:
+        """Count the head of an answer, and hand it over."""
         message, _ = data
         if is_final(message.code):
             self.count_answer()
@@ -211,16 +209,13 @@ class SlotProtocol(ResponseHandler):
         if self._answers == 2:
             self._peer.answered_again()
 
-    @property
-    def awaits_answer(self) -> bool:
-        """True until each request has the head of an answer."""
-        return self._answers < self._requests
-
     def eof_received(self) -> None:
+        """Record that the server has closed the connection."""
         self._ended = True
         super().eof_received()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        """Record what the close says of the server."""
         if (self._ended or exc is not None) and self._requests and self._answers and not self._should_close:
             self._peer.closed_by_peer(self._answers)
         super().connection_lost(exc)
@@ -349,64 +344,3 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         pass
-
-
-class Deadline:
-    """Ends one block at a time with TimeoutError after some seconds, but not before what has come by then was read.
-
-    A process that was stopped, or a laptop that slept, finds its answer in the socket and its timer overdue at the same
-    moment. The answer is paid for, so the event loop gets some turns to read it, and some time if it stood still.
-    """
-
-    def __init__(self) -> None:
-        self._seconds = self._at = 0.0
-        self._task: asyncio.Task[Any] | None = None
-        self._cancelling = 0
-        self._expired = False
-        self._timer: asyncio.Handle | None = None
-
-    def __call__(self, seconds: float) -> "Deadline":
-        """Return a context manager for a block of at most this duration."""
-        self._seconds = seconds
-        return self
-
-    def __enter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._task = task = asyncio.current_task(loop)
-        assert task is not None
-        self._cancelling, self._expired = task.cancelling(), False
-        self._at = loop.time() + self._seconds
-        if self._timer is None:  # one from an earlier block runs on, and looks at the new deadline when it is due
-            self._timer = loop.call_at(self._at, self._due)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        task, self._task = self._task, None
-        # As asyncio.timeout does it: who else cancelled the task is not deprived of that.
-        if self._expired and task and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise TimeoutError from error
-
-    def _due(self) -> None:
-        """Look at the deadline, which may be another block's by now."""
-        self._timer = None
-        if self._task is None:
-            return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        if now - self._at > _FROZEN_SECONDS:
-            self._at = now + _GRACE_SECONDS
-        if self._at > now:
-            self._timer = loop.call_at(self._at, self._due)
-        else:
-            self._read_on(_READ_TURNS)
-
-    def _read_on(self, turns: int) -> None:
-        loop = asyncio.get_running_loop()
-        if self._task is None or self._at > loop.time():
-            self._due()
-        elif turns:
-            self._timer = loop.call_soon(self._read_on, turns - 1)
-        else:
-            self._timer, self._expired = None, True
-            self._task.cancel()

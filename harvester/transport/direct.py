@@ -20,8 +20,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from harvester.bitly.verdicts import BODY_LIMIT
-from harvester.transport.body import Body, read_bounded
+from harvester.bitly.facets import BODY_LIMIT
 from harvester.transport.connection import (
     HEAD_LIMIT,
     HEADERS_LIMIT,
@@ -32,11 +31,11 @@ from harvester.transport.connection import (
     SlotProtocol,
     is_final,
 )
-from harvester.transport.exchange import JSON_BODY, Received
+from harvester.transport.exchange import JSON_BODY, Body, Received, read_bounded
 
 TESTED_VERSIONS = frozenset({"3.14.5"})
 """The versions of aiohttp with which the suite runs both ways of sending."""
-_IDLE_SECONDS = 15.0
+IDLE_SECONDS = 15.0
 """A connection that was idle for longer is closed: this is what aiohttp's sessions do."""
 
 
@@ -59,6 +58,14 @@ def note_fallback(note: Callable[[str], None], *, direct: bool) -> None:
 class _DirectProtocol(SlotProtocol):
     """A connection whose responses are all parsed by one parser, and each handed to whoever waits for it."""
 
+    @property
+    def is_plainly_good(self) -> bool:
+        """True if the connection is open, nothing has come over it, and it was not idle for long."""
+        transport = self.transport
+        if transport is None or transport.is_closing() or self._poll.poll(0):
+            return False
+        return self.idle_seconds <= IDLE_SECONDS
+
     def next_response(self) -> "asyncio.Future[tuple[RawResponseMessage, aiohttp.StreamReader]]":
         """Return the future of the head of the response to the request that is written next, with its body."""
         if self._parser is None:
@@ -76,7 +83,7 @@ class _DirectProtocol(SlotProtocol):
         return response
 
     def data_received(self, data: bytes) -> None:
-        if self._waiter is None or self._parser is None or not self.awaits_answer:
+        if self._waiter is None or self._parser is None or self._answers >= self._requests:
             super().data_received(data)
             return
         try:
@@ -88,7 +95,8 @@ class _DirectProtocol(SlotProtocol):
         for message, payload in messages:
             if is_final(message.code):
                 self._hand_over(message, payload, last=message.should_close or upgraded)
-        self.bound_head(len(data))
+        if self._answers < self._requests:
+            self.bound_head(len(data))
 
     def _hand_over(self, message: RawResponseMessage, payload: aiohttp.StreamReader, *, last: bool) -> None:
         self.count_answer()
@@ -129,50 +137,49 @@ class DirectTransport:
         lines = {"Host": self._address.headers["Host"], **headers}
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
         self._authorization = self._rest = ""
-        self._kept: Connection | None = None
+        self._connection: Connection | None = None
+        self._protocol: _DirectProtocol | None = None
         self._closing: asyncio.TimerHandle | None = None
         self._is_last = False
 
     async def send(self, target: str, authorization: str, body: bytes | None = None) -> Received:
         """Send a request, and read its response; as Transport has it."""
-        self._line.unsent, self._line.kept = True, False
-        connection = self._reuse() or await self._connect()
+        line = self._line
+        line.unsent, line.kept = True, False
+        if (protocol := self._reuse()) is None:
+            protocol = await self._connect()
         try:
-            protocol = connection.protocol
-            assert isinstance(protocol, _DirectProtocol)
-            assert protocol.transport is not None
             response = protocol.next_response()
+            assert protocol.transport is not None
             protocol.transport.write(self._request(target, authorization, body))
             message, payload = await response
-            content = _whole(message, payload)
-            if content is None:
-                read = await read_bounded(_Response(message.headers, payload, connection))
-                received = Received(message.code, message.headers, read)
-            else:
+            if (content := _whole(message, payload)) is not None:
                 received = Received(message.code, message.headers, Body(content))
+            else:
+                streamed = _Response(message.headers, payload, self._drop)
+                received = Received(message.code, message.headers, await read_bounded(streamed))
         except HttpProcessingError as error:
-            connection.close()
+            self._drop()
             raise aiohttp.ClientResponseError(
                 self._address.request_info, (), status=error.code, message=error.message, headers=error.headers
             ) from error
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-            connection.close()
+            self._drop()
             raise Disconnected(f"{type(error).__name__}: {error}") from error
         except BaseException:
-            connection.close()
+            self._drop()
             raise
-        if self._is_last or connection.protocol is None or protocol.should_close:
-            connection.close()
+        if self._is_last or self._protocol is None or protocol.should_close:
+            self._drop()
         else:
-            self._keep(connection)
+            self._keep()
         return received
 
     async def close(self) -> None:
         """Close the connection."""
         if self._closing is not None:
             self._closing.cancel()
-        if self._kept is not None:
-            self._kept.close()
+        self._drop()
         await self._connector.close()
 
     def _request(self, target: str, authorization: str, body: bytes | None) -> bytes:
@@ -192,59 +199,59 @@ class DirectTransport:
         lines = "".join(f"{name}: {value}\r\n" for name, value in {**JSON_BODY, "Content-Length": len(body)}.items())
         return f"POST {target}{self._rest}{last}{lines}\r\n".encode("ascii") + body
 
-    def _reuse(self) -> Connection | None:
-        """Return the connection that was kept, on which the request is written next; None if it is not plainly good."""
-        connection = self._kept
-        if connection is None or self._peer.closes:
+    def _reuse(self) -> _DirectProtocol | None:
+        """Return the connection on which the request is written next, if the one that was kept is plainly good."""
+        protocol = self._protocol
+        if protocol is None or self._peer.closes or not protocol.is_plainly_good:
             return None
-        protocol = connection.protocol
-        assert isinstance(protocol, _DirectProtocol)
-        if not protocol.is_connected() or protocol.has_news() or protocol.idle_seconds > _IDLE_SECONDS:
-            return None
-        self._kept = None
         try:
             self._line.begin(protocol)
         except BaseException:
-            connection.close()
+            self._drop()
             raise
-        return connection
+        return protocol
 
-    async def _connect(self) -> Connection:
-        """Return a connection on which the request is written next. The connector takes the kept one if it still can.
+    async def _connect(self) -> _DirectProtocol:
+        """Return the connection on which the request is written next: the kept one if it still is good, or a new one.
 
         Raises:
             aiohttp.ClientError: there is none.
         """
-        kept, self._kept = self._kept, None
-        if kept is not None and isinstance(kept.protocol, _DirectProtocol):
-            if kept.protocol.idle_seconds > _IDLE_SECONDS:
-                kept.close()
-            else:
-                kept.release()
+        if self._protocol is not None and self._protocol.idle_seconds > IDLE_SECONDS:
+            self._drop()
+        if self._connection is not None:  # the connector looks closer
+            self._connection.release()
+            self._connection = self._protocol = None
         try:
             connection = await self._connector.connect(self._address, [], self._timeout)
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {self._address.url}") from error
-        self._is_last = self._connector.force_close
-        return connection
+        protocol = connection.protocol
+        assert isinstance(protocol, _DirectProtocol)
+        self._connection, self._protocol, self._is_last = connection, protocol, self._connector.force_close
+        return protocol
 
-    def _keep(self, connection: Connection) -> None:
-        self._kept = connection
+    def _drop(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = self._protocol = None
+
+    def _keep(self) -> None:
         self._line.kept = True
         if self._closing is None:
-            self._closing = self._loop.call_later(_IDLE_SECONDS, self._close_idle)
+            self._closing = self._loop.call_later(IDLE_SECONDS, self._close_idle)
 
     def _close_idle(self) -> None:
         """Close the connection if it was idle for long; else look again when it would be."""
         self._closing = None
-        if self._kept is None or not isinstance(self._kept.protocol, _DirectProtocol):
+        if self._protocol is None or not self._line.kept:
             return
-        left = _IDLE_SECONDS - self._kept.protocol.idle_seconds
+        left = IDLE_SECONDS - self._protocol.idle_seconds
         if left > 0:
             self._closing = self._loop.call_later(left, self._close_idle)
         else:
-            self._kept.close()
-            self._kept = None
+            self._drop()
 
 
 def _whole(message: RawResponseMessage, payload: aiohttp.StreamReader) -> bytes | None:
@@ -255,11 +262,13 @@ def _whole(message: RawResponseMessage, payload: aiohttp.StreamReader) -> bytes 
 
 
 class _Response:
-    """A response whose head was read, as `read_bounded` takes it."""
+    """A response whose head was read, as `read_bounded` takes it. close: closes the connection."""
 
-    def __init__(self, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection) -> None:
+    def __init__(
+        self, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, close: Callable[[], None]
+    ) -> None:
         self.headers, self.content = headers, content
-        self._connection = connection
+        self._close = close
 
     @property
     def content_length(self) -> int | None:
@@ -273,4 +282,4 @@ class _Response:
 
     def close(self) -> None:
         """Close the connection: what is left of the body is not read."""
-        self._connection.close()
+        self._close()

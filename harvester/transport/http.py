@@ -16,7 +16,6 @@ from yarl import URL
 from harvester._version import __version__
 from harvester.errors import UsageError
 from harvester.shutdown import ShutdownSignal
-from harvester.transport.body import read_bounded
 from harvester.transport.connection import (
     CONNECT_SECONDS,
     HEAD_LIMIT,
@@ -29,6 +28,7 @@ from harvester.transport.connection import (
 from harvester.transport.connection_errors import permanent_cause
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.direct import DirectTransport, note_fallback, why_not
+from harvester.transport.exchange import read_bounded
 from harvester.transport.pool import Pool, Slot
 from harvester.transport.session import SessionTransport
 

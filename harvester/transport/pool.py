@@ -1,6 +1,7 @@
 """The connections that this process holds, each lent to one attempt at a time."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,7 +32,8 @@ class Pool:
     def __init__(self, slots: ConnectionSlots, open_slot: Callable[[int], Slot]) -> None:
         self.slots = slots
         self._open_slot = open_slot
-        self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
+        self._free: list[Slot] = []
+        self._waiters: deque[asyncio.Future[Slot]] = deque()
         self._surplus: list[Slot] = []
         self._too_many = 0
 
@@ -42,7 +44,7 @@ class Pool:
 
     def take(self) -> Slot | None:
         """Return a slot if one is free; the caller returns it with `put`."""
-        return None if self._free.empty() else self._free.get_nowait()
+        return self._free.pop() if self._free else None
 
     async def get(self, shutdown: ShutdownSignal) -> Slot:
         """Return a free slot as soon as there is one; the caller returns it with `put`.
@@ -50,33 +52,39 @@ class Pool:
         Raises:
             RunStopping: the run ended first.
         """
-        if (slot := self.take()) is None:
-            getting = asyncio.ensure_future(self._free.get())
-            try:
-                slot = await shutdown.unless_stopping(getting)
-            except BaseException:
-                if getting.done() and not getting.cancelled():  # in the moment in which the wait was cancelled
-                    self.put(getting.result())
-                raise
-        return slot
+        if (slot := self.take()) is not None:
+            return slot
+        waiter: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            return await shutdown.unless_stopping(waiter)
+        except BaseException:
+            if waiter.done() and not waiter.cancelled():  # in the moment in which the wait was cancelled
+                self.put(waiter.result())
+            waiter.cancel()
+            raise
 
     def put(self, slot: Slot) -> None:
         """Return a slot to the pool; one beyond this process's share is closed by the next `rebalance`."""
         if self._too_many > 0:
             self._too_many -= 1
             self._surplus.append(slot)
-        else:
-            self._free.put_nowait(slot)
+            return
+        while self._waiters:
+            if not (waiter := self._waiters.popleft()).done():
+                waiter.set_result(slot)
+                return
+        self._free.append(slot)
 
     async def rebalance(self) -> None:
         """Release slots beyond the share, and take those missing as far as others have released them."""
         share = self.slots.share
         self._too_many = max(self.slots.held - len(self._surplus) - share, 0)
-        while self._too_many and not self._free.empty():
-            self.put(self._free.get_nowait())
+        while self._too_many and self._free:
+            self.put(self._free.pop())
         await self._close_surplus()
         while self.slots.held < share and (number := self.slots.grab()) is not None:
-            self._free.put_nowait(self._open_slot(number))
+            self.put(self._open_slot(number))
 
     async def keep_balanced(self, shutdown: ShutdownSignal) -> None:
         """Rebalance until cancelled; end the run if the lock files have gone."""
@@ -89,8 +97,8 @@ class Pool:
 
     async def close(self) -> None:
         """Close the connections that are not in use, and release their slots."""
-        while not self._free.empty():
-            self._surplus.append(self._free.get_nowait())
+        self._surplus += self._free
+        self._free.clear()
         await self._close_surplus()
 
     async def _close_surplus(self) -> None:

@@ -3,9 +3,8 @@
 import aiohttp
 from yarl import URL
 
-from harvester.transport.body import read_bounded
 from harvester.transport.connection import SlotConnection
-from harvester.transport.exchange import JSON_BODY, Received
+from harvester.transport.exchange import JSON_BODY, Received, read_bounded
 
 
 class SessionTransport:

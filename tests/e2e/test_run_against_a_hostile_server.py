@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from harvester.bitly.facets import BODY_LIMIT
 from harvester.bitly.query import MAX_CONNECTIONS
-from harvester.bitly.verdicts import BODY_LIMIT, KEPT_BODY
+from harvester.bitly.verdicts import KEPT_BODY
 from tests.support.commands import NO_LIMITS, TOKEN, harvester
 from tests.support.output_checks import failures, manifest, rows
 from tests.support.scripted_bitly import HTML, MIB, SEPARATED, Scripted, bomb, metrics_of, scripted

@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from harvester.bitly.facets import FACETS
+from harvester.bitly.facets import BODY_LIMIT, FACETS
 from harvester.bitly.query import Query, check_echo
 from harvester.bitly.verdicts import (
-    BODY_LIMIT,
     KEPT_BODY,
     Answer,
     MonthSpent,

@@ -24,8 +24,9 @@ from yarl import URL
 from harvester import __version__
 from harvester.bearer import Token, fingerprint
 from harvester.bitly.account_limits import NOT_ASKED
+from harvester.bitly.facets import BODY_LIMIT
 from harvester.bitly.query import Query
-from harvester.bitly.verdicts import BODY_LIMIT, Answer, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
+from harvester.bitly.verdicts import Answer, Refused, TokenRefused, Transient, Unknown, Unreadable, Verdict
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, MonthExhausted, RequestedLimits, RetryAfter
 from harvester.budget.machine import MachineBudget

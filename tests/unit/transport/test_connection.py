@@ -28,7 +28,7 @@ from harvester.client.client import Client, ClientSettings, opened
 from harvester.clock import Clock
 from harvester.errors import RunStopping, UsageError
 from harvester.shutdown import ShutdownSignal
-from harvester.transport import connection, http
+from harvester.transport import connection, deadline, http
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.http import post_form
 from tests.conftest import quick_folder
@@ -703,7 +703,7 @@ async def test_an_answer_that_came_while_the_process_stood_still_is_read(frozen:
 async def test_an_answer_that_does_not_come_is_late_though_the_process_stood_still(
     monkeypatch: pytest.MonkeyPatch, frozen: float
 ) -> None:
-    monkeypatch.setattr(connection, "_GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(deadline, "_GRACE_SECONDS", 0.3)
     with listening(later(60.0)) as peer:
         async with reaching(peer.url, timeout_seconds=0.5) as rig:
             began = time.monotonic()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harvester.transport.body import Body, read_bounded
+from harvester.transport.exchange import Body, read_bounded
 
 PACKED = {
     "gzip": gzip.compress,
