@@ -101,7 +101,7 @@ class _DirectProtocol(SlotProtocol):
     def _hand_over(self, message: RawResponseMessage, payload: aiohttp.StreamReader, *, last: bool) -> None:
         self.count_answer()
         self._payload = payload
-        self._should_close = self._should_close or last
+        self._should_close = self._should_close or last or self._answers > self._requests
         response: asyncio.Future[Any] | None = self._waiter
         self._waiter = None
         if response is not None and not response.done():

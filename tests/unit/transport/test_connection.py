@@ -803,6 +803,14 @@ async def test_an_answer_with_another_behind_it_is_asked_for_again() -> None:
     assert "more than one response" in found.message
 
 
+async def test_a_connection_with_an_answer_too_many_is_not_used_again() -> None:
+    with saying(answer() + answer(), answer()) as peer:
+        async with reaching(peer.url) as rig:
+            assert isinstance(await rig.client.fetch("bit.ly/0"), Transient)
+            assert isinstance(await rig.client.fetch("bit.ly/1"), Transient)
+    assert peer.connections == 2  # each connection begins with two answers
+
+
 @pytest.mark.parametrize("headers", [(), ("Connection: close",)], ids=["kept open", "closed"])
 async def test_an_unasked_408_on_a_resting_connection_fails_no_call(headers: Sequence[str]) -> None:
     async def serve(peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
