@@ -16,21 +16,21 @@ _SECRET = 20
 class Token:
     """The bearer token; it may be rotated during a run.
 
-    read: returns the token and may block; raises UsageError if there is none. Called at once.
+    read: returns the token and may block; raises UsageError if there is none. Called at once. header: the value of the
+    Authorization header.
     """
 
     def __init__(self, read: Callable[[], str]) -> None:
         self._read = read
-        self._value = read()
+        self._set(read())
         self._lock = asyncio.Lock()
 
     def __repr__(self) -> str:
         return "Token(…)"
 
-    @property
-    def header(self) -> str:
-        """The Authorization header's value."""
-        return f"Bearer {self._value}"
+    def _set(self, value: str) -> None:
+        self._value, self._bytes = value, value.encode()
+        self.header = f"Bearer {value}"
 
     @property
     def fingerprint(self) -> str:
@@ -46,7 +46,7 @@ class Token:
 
         good: it is an answer, in which a sandbox's token may stand, because that may be an ordinary word.
         """
-        return self._value.encode() in body and (self._long or not good)
+        return self._bytes in body and (self._long or not good)
 
     @property
     def _long(self) -> bool:
@@ -69,7 +69,7 @@ class Token:
         async with self._lock:
             if self.header == refused:
                 with suppress(UsageError):  # Bitly's message about the old one is more useful
-                    self._value = await shutdown.unless_stopping(in_daemon(self._read))
+                    self._set(await shutdown.unless_stopping(in_daemon(self._read)))
             return self.header != refused
 
 

@@ -105,8 +105,6 @@ class Facet:
 
     def totals_in(self, body: Mapping[str, Any]) -> dict[str, int | None]:
         """Return the counts beside the metrics, by the names of the row's columns; None for one that is missing."""
-        if not self.totals:
-            return {}
         found = body.get(self.totals_key)
         counts = found if isinstance(found, Mapping) else {}
         return {field.name: counts[field.name] if _is_count(counts.get(field.name)) else None for field in self.totals}

@@ -253,7 +253,9 @@ class AttemptSender:
         else:
             self.trouble = reason(verdict)
             self._breaker.record_failure(sent_at=sent_at, evidence=evidence)
-        if not isinstance(verdict, Transient) or verdict.status is not None:
+        if answered and not (self._budget.paused or self._budget.month.reported_spent):
+            self._throttled_since = None
+        elif not isinstance(verdict, Transient) or verdict.status is not None:
             self._record_in_budget(bitlink, verdict, sent_at)
 
     def _record_in_budget(self, bitlink: str, verdict: Verdict, sent_at: float) -> None:

@@ -151,7 +151,8 @@ class CircuitBreaker:
         self._answered_at = self._clock()
         if evidence:
             self._recent.append(True)
-            self._resize(self._rules.streak)
+            if self._streak != self._rules.streak:
+                self._resize(self._rules.streak)
         if not self.is_open:
             return
         if known_good and self._successes_needed > 1:  # most recent calls failed: one success might be chance

@@ -144,7 +144,8 @@ class Dataset:
         """True while too much waits for the disk, so that no further call should be made."""
         # `behind` counts as well: commits wait for an upload then, and a power cut must not cost more than a batch.
         limit = self._publisher.uncommitted_limit
-        return self._waiting >= limit or len(self._batch.ended) >= _ENDED_LIMIT or self.behind
+        behind = len(self._segments_to_publish) >= _ENDED_LIMIT  # as self.behind; this is asked after each call
+        return behind or self._waiting >= limit or len(self._batch.ended) >= _ENDED_LIMIT
 
     @property
     def due(self) -> bool:

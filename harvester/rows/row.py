@@ -53,11 +53,12 @@ class RowBuilder:
         fetched_at: str,
         carried: Carried = None,
         source: str | None = None,
+        lacks: Shortfall | None = None,
     ) -> bytes:
         """Return a published line, without its line feed; it always has every key.
 
         fetched_at: when the response was read, UTC with `Z`. carried: what the list says of the link. source: None
-        for the link's own answer.
+        for the link's own answer. lacks: what `shortfall` says of the answer, if it is known already.
         """
         query = self.query
         if self._moved is not None:
@@ -78,7 +79,7 @@ class RowBuilder:
                 "units_returned": answer.units_returned,
                 "unit_reference_returned": answer.unit_reference_returned,
                 "clicks_listed": answer.clicks_listed,
-                "truncated": self._is_truncated(answer),
+                "truncated": self._is_truncated(answer) if lacks is None else lacks.truncated,
                 "source": source,
                 **answer.totals,
                 "carried": carried,

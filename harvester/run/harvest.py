@@ -350,8 +350,8 @@ class Harvest:
 
     def _record_row(self, call: Call, answer: Answer) -> None:
         link, fetched_at = call.link, iso_second(int(time.time()))
-        line = self._dataset.rows.row(link.bitlink, call.key, answer, fetched_at, link.carried)
         shortfall = self._dataset.rows.shortfall(answer)
+        line = self._dataset.rows.row(link.bitlink, call.key, answer, fetched_at, link.carried, lacks=shortfall)
         self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall, call.lacked, answer.clicks_listed)
         self._telemetry.throughput.count_verdict()
         self.progress.count_row(call, truncated=shortfall.truncated, clipped=shortfall.clipped)

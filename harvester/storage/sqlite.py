@@ -278,11 +278,11 @@ class KeyIndex:
         return self._file.connection.execute(select).fetchone()[0]
 
 
-def _padded(keys: Sequence[bytes]) -> list[bytes]:
+def _padded(keys: Sequence[bytes]) -> list[bytearray]:
     """Return keys with the last one repeated, up to a power of two: sqlite3 remembers 128 statements, and one with a
-    thousand placeholders takes 100 kB.
+    thousand placeholders takes 100 kB. As bytearrays, since it looks for an adapter of each value that is bytes.
     """
-    return [*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys))]
+    return [bytearray(key) for key in (*keys, *[keys[-1]] * ((1 << (len(keys) - 1).bit_length()) - len(keys)))]
 
 
 def rows_left(path: str, table: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:

@@ -172,7 +172,9 @@ class DirectTransport:
         if self._is_last or self._protocol is None or protocol.should_close:
             self._drop()
         else:
-            self._keep()
+            line.kept = True
+            if self._closing is None:
+                self._closing = self._loop.call_later(IDLE_SECONDS, self._close_idle)
         return received
 
     async def close(self) -> None:
@@ -236,11 +238,6 @@ class DirectTransport:
         if self._connection is not None:
             self._connection.close()
             self._connection = self._protocol = None
-
-    def _keep(self) -> None:
-        self._line.kept = True
-        if self._closing is None:
-            self._closing = self._loop.call_later(IDLE_SECONDS, self._close_idle)
 
     def _close_idle(self) -> None:
         """Close the connection if it was idle for long; else look again when it would be."""

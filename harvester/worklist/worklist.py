@@ -139,6 +139,7 @@ class Worklist:
         self._due = DueCalls(refresh, lambda: dataset.location.private) if refresh else None
         self._put_aside: list[tuple[Call, Known]] = []
         self._never = self._fresh = 0
+        self._low_water = LOW_WATER
 
     @property
     def remaining(self) -> int | None:
@@ -199,7 +200,7 @@ class Worklist:
         Raises:
             RunStopping: the run is ending.
         """
-        while len(self._ready) >= self._low_water:
+        while len(self._ready) >= self._renewed_low_water():
             self._low.clear()
             await self._shutdown.unless_stopping(self._low.wait())
 
@@ -211,9 +212,9 @@ class Worklist:
         if self._due:
             self._due.close()
 
-    @property
-    def _low_water(self) -> int:
-        return max(LOW_WATER, min(self._budget.limits.per_minute, MOST_READ_AHEAD))
+    def _renewed_low_water(self) -> int:
+        self._low_water = max(LOW_WATER, min(self._budget.limits.per_minute, MOST_READ_AHEAD))
+        return self._low_water
 
     def _count(self, batch: Batch) -> None:
         listed = self.progress.listed
@@ -316,8 +317,10 @@ def hide_token(batch: Batch, token: Token) -> None:
     Such lines come from logs of requests, or from a token pasted into the list. What is stored or sent must not have
     it. So does a link whose row would carry the token.
     """
-    with_token = [link for link in batch.links if token.is_in(link.bitlink) or _carries(link.carried, token)]
-    if with_token:
+    # One look at all names, because no list should have the token in it.
+    suspect = token.is_in("\n".join([link.bitlink for link in batch.links]))
+    suspect = suspect or any(link.carried is not None for link in batch.links)
+    if suspect and (with_token := [each for each in batch.links if _shows(each, token)]):
         lines = {(link.file, link.line) for link in with_token}
         batch.links = [link for link in batch.links if (link.file, link.line) not in lines]
         batch.invalid += [InvalidLine(link.bitlink, "contains the token", link.file, link.line) for link in with_token]
@@ -325,6 +328,7 @@ def hide_token(batch: Batch, token: Token) -> None:
     batch.invalid = [bad._replace(text=token.hidden_if_long(bad.text)) for bad in batch.invalid]
 
 
-def _carries(carried: Carried, token: Token) -> bool:
-    """Return whether a row would carry the token, in a value or in a name from Python."""
-    return carried is not None and any(token.is_in(each) for each in (*carried, *carried.values()) if each is not None)
+def _shows(link: Link, token: Token) -> bool:
+    """Return whether a link has the token in its name, or its row would carry it, in a value or in a name."""
+    carried = link.carried or {}
+    return token.is_in(link.bitlink) or any(token.is_in(each) for each in (*carried, *carried.values()) if each)
