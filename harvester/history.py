@@ -40,6 +40,14 @@ class Activity(NamedTuple):
     retries: int = 0
 
 
+class StoredEntry(NamedTuple):
+    """An entry as the ledger keeps it, in place of all whose start is in its time. start, end: seconds since 1970."""
+
+    start: int
+    end: int
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
     """What was done from `start` (UTC) on, in `seconds` seconds: 60, or more where it lies back.
@@ -64,6 +72,20 @@ class HistoryEntry:
     waits: dict[str, float] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def has_own_time(self) -> bool:
+        """True for a time of one of the lengths in which entries are added up, at its place."""
+        with suppress(ValueError):
+            start = seconds_since_1970(self.start)
+            return self.seconds in _LENGTHS and start % self.seconds == 0 and self.start == iso_second(start)
+        return False
+
+    @property
+    def stored(self) -> StoredEntry:
+        """The entry as the ledger keeps it."""
+        start = seconds_since_1970(self.start)
+        return StoredEntry(start, start + self.seconds, orjson.dumps(self.to_json()).decode())
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without counts that are 0."""
         always = {"invocation": self.invocation, "start": self.start, "seconds": self.seconds}
@@ -73,20 +95,11 @@ class HistoryEntry:
 _COUNTED = tuple(name for name in HistoryEntry.__slots__ if name not in {"invocation", "start", "seconds"})
 
 
-class StoredEntry(NamedTuple):
-    """An entry as the ledger keeps it, in place of all whose start is in its time. start, end: seconds since 1970."""
-
-    start: int
-    end: int
-    text: str
-
-
 def entry_in(text: str | bytes) -> HistoryEntry | None:
-    """Return the entry that a JSON text holds; None if it holds none, or one of other times than ours."""
+    """Return the entry that a JSON text holds; None if it holds none, or one of a time that none of ours has."""
     with suppress(ValueError):
         entry: HistoryEntry = from_json(HistoryEntry, orjson.loads(text))
-        start = seconds_since_1970(entry.start)
-        if entry.seconds in _LENGTHS and start % entry.seconds == 0 and entry.start == iso_second(start):
+        if entry.has_own_time:
             return entry
     return None
 
@@ -145,7 +158,7 @@ class History:
     def take_changed(self) -> list[StoredEntry]:
         """Return the entries that have changed since the last call, for the ledger."""
         changed, self._changed = sorted(self._changed), set()
-        return [_stored(start, self._entries[start]) for start in changed]
+        return [self._entries[start].stored for start in changed]
 
     def _covering(self, minute: int) -> int:
         """Return the start of the entry that a minute belongs to; its own if there is none."""
@@ -169,10 +182,6 @@ class History:
                 self._entries[longer] = added_up(several, longer, length)
                 self._changed.difference_update(starts)
                 self._changed.add(longer)
-
-
-def _stored(start: int, entry: HistoryEntry) -> StoredEntry:
-    return StoredEntry(start, start + entry.seconds, orjson.dumps(entry.to_json()).decode())
 
 
 def _weight(entry: HistoryEntry) -> tuple[float, ...]:

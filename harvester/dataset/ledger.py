@@ -303,10 +303,9 @@ class Ledger:
                 last = page[-1][0]
                 yield from (line for _, line in page)
 
-    def history(self) -> list[HistoryEntry]:
-        """Return the history of the dataset's runs, by time, without entries that cannot be read."""
-        texts = (text for (text,) in self._rows("SELECT entry FROM history ORDER BY start"))
-        return [entry for entry in map(entry_in, texts) if entry is not None]
+    def history(self) -> list[HistoryEntry | None]:
+        """Return the history of the dataset's runs, by time. An entry that cannot be read is None."""
+        return [entry_in(text) for (text,) in self._rows("SELECT entry FROM history ORDER BY start")]
 
     # --- journals and parts ----------------------------------------------------------------------------------------
 
