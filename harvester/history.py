@@ -95,6 +95,25 @@ class HistoryEntry:
 _COUNTED = tuple(name for name in HistoryEntry.__slots__ if name not in {"invocation", "start", "seconds"})
 
 
+def history_to_json(entries: Iterable[HistoryEntry]) -> list[dict[str, Any]]:
+    """Return entries, by time, as JSON objects. Limits are left out where they are those of the entry before."""
+    found, limits = [], dict[str, int]()
+    for entry in entries:
+        content = {name: value for name, value in entry.to_json().items() if name != "limits"}
+        if entry.limits != limits:
+            content["limits"] = limits = entry.limits
+        found.append(content)
+    return found
+
+
+def with_limits(history: Any) -> None:
+    """Put back the limits that `history_to_json` has left out. history: any JSON value."""
+    limits: Any = {}
+    for entry in history if isinstance(history, list) else ():
+        if isinstance(entry, dict):
+            limits = entry.setdefault("limits", limits)
+
+
 def entry_in(text: str | bytes) -> HistoryEntry | None:
     """Return the entry that a JSON text holds; None if it holds none, or one of a time that none of ours has."""
     with suppress(ValueError):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import orjson
 
 from harvester.errors import OutputError, UsageError
-from harvester.history import HistoryEntry
+from harvester.history import HistoryEntry, history_to_json, with_limits
 from harvester.jsonlines import Misfit, from_json
 from harvester.progress import AttemptCounts, ListCounts, RefreshCounts
 from harvester.storage.location import (
@@ -242,7 +242,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, its keys in the order of the file."""
-        return {**asdict(replace(self, history=())), "history": [entry.to_json() for entry in self.history]}
+        return {**asdict(replace(self, history=())), "history": history_to_json(self.history)}
 
 
 class NewerForm(UsageError):
@@ -289,6 +289,8 @@ def parse(text: bytes, path: str) -> Manifest:
         )
     if isinstance(content, dict) and content.get("rows") == "links":
         raise UsageError(f"{path}: describes a table of links, not a run; the same `harvester links` command checks it")
+    if isinstance(content, dict):
+        with_limits(content.get("history"))
     try:
         return cast("Manifest", from_json(Manifest, content))
     except Misfit as error:
