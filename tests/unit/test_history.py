@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.clock import iso_second, seconds_since_1970
-from harvester.history import DAY_SECONDS, HOUR_SECONDS, MINUTE_SECONDS, History, HistoryEntry, added_up, entry_in
+from harvester.history import (
+    DAY_SECONDS,
+    HOUR_SECONDS,
+    MINUTE_SECONDS,
+    History,
+    HistoryEntry,
+    added_up,
+    entry_in,
+    history_to_json,
+    with_limits,
+)
+from harvester.jsonlines import from_json
 
 MONTH_SECONDS = 30 * DAY_SECONDS
 MIDNIGHT = 1_795_824_000 // MONTH_SECONDS * MONTH_SECONDS
@@ -167,3 +178,29 @@ def test_counts_of_nothing_are_left_out() -> None:
         "seconds": MINUTE_SECONDS,
         "waits": {"list": 1.5},
     }
+
+
+def test_limits_that_do_not_change_are_left_out_and_put_back() -> None:
+    history = History()
+    for minute, limits in enumerate(({}, {"minute": 100}, {"minute": 100}, {}, {}, {"hour": 5})):
+        history.add(MIDNIGHT + 60 * minute, done(limits=limits))
+    found = history_to_json(history.entries)
+    assert [entry.get("limits") for entry in found] == [None, {"minute": 100}, None, {}, None, {"hour": 5}]
+    with_limits(found)
+    assert from_json(tuple[HistoryEntry, ...], found) == history.entries
+
+
+@pytest.mark.parametrize("value", [None, 7, {}, [1, {"limits": 3}, {}]])
+def test_limits_are_put_back_into_nothing_else(value: object) -> None:
+    with_limits(value)
+
+
+@pytest.mark.parametrize(("every", "most_bytes"), [(5, 300_000), (1, 400_000)])
+def test_six_weeks_without_a_pause_take_little_of_the_manifest(every: int, most_bytes: int) -> None:
+    """Errors and throttled answers come every few minutes, or in every minute."""
+    history, trouble = History(), {"failed": 3, "throttled": 1, "server_errors": 12, "retries": 13}
+    for minute in (*range(0, 40 * 24 * 60, 60), *range(40 * 24 * 60, 42 * 24 * 60)):
+        waits, limits = {"pace": 12.345}, {"minute": 100 - minute // 30 % 2, "hour": 1000}
+        counts = trouble if minute % every == 0 else {}
+        history.add(MIDNIGHT + 60 * minute, done(100, answers=95, waits=waits, limits=limits, **counts))
+    assert sum(len(orjson.dumps(entry)) + 6 for entry in history_to_json(history.entries)) < most_bytes
