@@ -4,7 +4,9 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
 
 import orjson
 
@@ -90,3 +92,59 @@ def _with_escapes(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_with_escapes(str(name)): _with_escapes(item) for name, item in value.items()}
     return [_with_escapes(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+class Misfit(ValueError):
+    """A JSON value that does not have the form of its field; the message names the field."""
+
+
+def from_json(form: Any, value: Any, name: str = "") -> Any:
+    """Return a JSON value in the form of a field. form: the field's type. name: the field's, with dots.
+
+    A dataclass is an object: more keys than its fields are ignored, and one is missing only if its field has a default.
+    No number is negative.
+
+    Raises:
+        Misfit: the value has another form.
+    """
+    if form in (int, str) and type(value) is form and (form is str or value >= 0):  # most, without what takes time
+        return value
+    if type(None) in get_args(form):
+        if value is None:
+            return None
+        form = get_args(form)[0]
+    if is_dataclass(form):
+        return _object_from_json(form, value, name)
+    if get_origin(form) is tuple:
+        if not isinstance(value, list):
+            raise Misfit(f"{name} is not a list")
+        return tuple(from_json(get_args(form)[0], item, name) for item in value)
+    kind = (int, float) if form is float else get_origin(form) or form
+    if not isinstance(value, kind) or (isinstance(value, int | float) and value < 0):
+        raise Misfit(f"{name} is not as expected")
+    if isinstance(value, dict) and get_args(form)[1] in (int, float):
+        return {key: from_json(get_args(form)[1], item, f"{name}.{key}") for key, item in value.items()}
+    return value
+
+
+def _object_from_json(form: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, dict):
+        raise Misfit(f"{name or 'it'} is not an object")
+    found = {}
+    for key, (inner, required) in _fields_of(form).items():
+        path = f"{name}.{key}" if name else key
+        if key in value:
+            found[key] = from_json(inner, value[key], path)
+        elif required:
+            raise Misfit(f"{path} is missing")
+    return form(**found)
+
+
+@cache
+def _fields_of(form: Any) -> Mapping[str, tuple[Any, bool]]:
+    """Return a dataclass' fields: the type of each, and whether its key must be there."""
+    types = get_type_hints(form)
+    return {
+        each.name: (types[each.name], each.default is MISSING and each.default_factory is MISSING)
+        for each in fields(form)
+    }

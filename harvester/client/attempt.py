@@ -80,7 +80,7 @@ class AttemptSender:
         self, pool: Pool, asked: Query | Requests, context: ClientContext, *, base_url: str, timeout_seconds: float
     ) -> None:
         self.counters = AttemptCounts()
-        self.not_sent = 0
+        self.not_sent = self.server_errors = self.network_errors = 0
         self.in_flight: list[Slot] = []
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
@@ -252,6 +252,8 @@ class AttemptSender:
             self._breaker.throttled()
         else:
             self.trouble = reason(verdict)
+            self.server_errors += verdict.status is not None
+            self.network_errors += verdict.status is None
             self._breaker.record_failure(sent_at=sent_at, evidence=evidence)
         if answered and not (self._budget.paused or self._budget.month.reported_spent):
             self._throttled_since = None

@@ -15,12 +15,13 @@ from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import seconds_since_1970, utc_iso
 from harvester.dataset.journal import AttemptFile, Journal, PartLimits, forget_failures
-from harvester.dataset.ledger import FileCheckpoint, Ledger, Totals
+from harvester.dataset.ledger import FileCheckpoint, Ledger
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
 from harvester.dataset.sidecars import Sidecars
 from harvester.errors import OutputError, as_output_error
+from harvester.history import StoredEntry
 from harvester.progress import AttemptCounts
-from harvester.rows.call import ROW_STATE, WHOLE, CallState, Entry, Known, Shortfall
+from harvester.rows.call import ROW_STATE, WHOLE, CallState, Entry, Known, Shortfall, Totals
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
 from harvester.storage.filesystem import least_free_bytes
@@ -50,6 +51,7 @@ class Batch:
     size: int = 0
     durable: bool = False
     totals: Totals | None = None
+    history: list[StoredEntry] = field(default_factory=list)
 
     @property
     def keys(self) -> list[bytes]:
@@ -95,6 +97,7 @@ class Dataset:
     """An open dataset; made by `opening.open_dataset`. lock: None where no second run could find the private folder.
 
     query: what it was begun with. rows: makes the lines of this run. refreshed: rows that a newer verdict has followed.
+    waiting: the number of verdicts, known calls and invalid lines that wait for the next commit.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class Dataset:
         self._committed = ledger.journals()  # bytes committed, by segment
         self._batch = Batch()
         self._segments_to_publish: list[int] = []
-        self._waiting = 0
+        self.waiting = 0
         self._counts = list(ledger.totals())  # indexed by CallState, then by Shortfall from _TRUNCATED on
         self._ended: dict[int, Journal] = {}  # committed and not published: open, because only that survives a removal
         ledger.expected = self.totals
@@ -145,7 +148,7 @@ class Dataset:
         # `behind` counts as well: commits wait for an upload then, and a power cut must not cost more than a batch.
         limit = self._publisher.uncommitted_limit
         behind = len(self._segments_to_publish) >= _ENDED_LIMIT  # as self.behind; this is asked after each call
-        return behind or self._waiting >= limit or len(self._batch.ended) >= _ENDED_LIMIT
+        return behind or self.waiting >= limit or len(self._batch.ended) >= _ENDED_LIMIT
 
     @property
     def due(self) -> bool:
@@ -156,11 +159,6 @@ class Dataset:
     def behind(self) -> bool:
         """True when _ENDED_LIMIT journals wait to become parts, so that commits should wait for them."""
         return len(self._segments_to_publish) >= _ENDED_LIMIT
-
-    @property
-    def waiting(self) -> int:
-        """Number of verdicts, known calls and invalid lines that wait for the next commit."""
-        return self._waiting
 
     def record(
         self, key: bytes, state: CallState, line: bytes, previous: CallState | None,
@@ -179,7 +177,7 @@ class Dataset:
         journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if is_row else ()))
         entry = Entry(key, state, None if is_row else line, lacks, self._asked_at, clicks)
         self._batch.entries[journal.segment].append(entry)
-        self._waiting += 1
+        self.waiting += 1
         self._counts[state] += 1
         if lacks is not lacked:
             for count, (less, more) in enumerate(zip(lacked, lacks, strict=True), _TRUNCATED):
@@ -201,12 +199,12 @@ class Dataset:
     def note_seen(self, key: bytes) -> None:
         """Record that the current list names a call that was known before."""
         self._batch.seen.append(key)
-        self._waiting += 1
+        self.waiting += 1
 
     def note_invalid(self, line: bytes) -> None:
         """Record a line that is no bitlink, as its JSON in `_failures.ndjson`."""
         self._batch.invalid.append(line)
-        self._waiting += 1
+        self.waiting += 1
 
     def count(self, name: str, more: int = 1) -> None:
         """Add to one of the dataset's counters; durable with the next commit."""
@@ -224,7 +222,7 @@ class Dataset:
             self._end_journal()
         batch, self._batch = self._batch, Batch()
         batch.current, batch.size, batch.totals = self._journal, self._journal.size, self.totals
-        self._waiting = 0
+        self.waiting = 0
         return batch
 
     def give_back(self, batch: Batch) -> None:
@@ -238,7 +236,8 @@ class Dataset:
         batch.invalid += later.invalid
         batch.ended += later.ended
         batch.counters.update(later.counters)
-        self._waiting += len(batch.keys) + len(batch.invalid) - len(later.keys) - len(later.invalid)
+        batch.history += later.history
+        self.waiting += len(batch.keys) + len(batch.invalid) - len(later.keys) - len(later.invalid)
 
     def end_part(self) -> None:
         """End the current journal, if it is not empty, so that it becomes a part."""
@@ -318,7 +317,7 @@ class Dataset:
         if batch.size:
             batch.current.sync(batch.size)
             sizes[batch.current.segment] = batch.size
-        if batch.keys or batch.invalid or batch.counters or checkpoint is not None:
+        if batch.keys or batch.invalid or batch.counters or batch.history or checkpoint is not None:
             self.ledger.commit(
                 entries=list(batch.entries.items()),
                 seen=batch.seen,
@@ -327,6 +326,7 @@ class Dataset:
                 journals=sizes,
                 checkpoint=checkpoint,
                 counters=batch.counters,
+                history=batch.history,
             )
         self.ledger.expected = batch.totals or self.ledger.expected
         self._committed.update(sizes)

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
-from harvester.rows.call import FAILED_STATE, GIVEN_UP_RUNS, REFUSED_STATE, CallState, Entry, Known, Shortfall
+from harvester.history import HistoryEntry, StoredEntry, entry_in
+from harvester.rows.call import FAILED_STATE, GIVEN_UP_RUNS, REFUSED_STATE, CallState, Entry, Known, Shortfall, Totals
 from harvester.storage.filesystem import Tampering
 from harvester.storage.sqlite import KeyIndex, SqliteFile
 
 _SCHEMA, _STATEMENTS = (Path(__file__).with_name(f"{name}.sql").read_text("utf-8") for name in ("ledger", "settle"))
 _SETTLE, _SETTLE_REFRESHED = _STATEMENTS.split(";\n")
-_VERSION, _PAGE_LINES = 4, 1000
-_TABLES = ("calls", "by_key", "indexed", "failures", "invalid", "journals", "checkpoint", "parts")
+_VERSION, _PAGE_LINES = 5, 1000
+_TABLES = ("calls", "by_key", "indexed", "failures", "invalid", "journals", "checkpoint", "parts", "history")
 _STATES = {int(state): state for state in CallState}
 _ID = "(SELECT id FROM places WHERE key = ?)"
 _ADVICE = (
@@ -59,17 +60,6 @@ class Part(NamedTuple):
     sha256: str
     calls: int
     sealed: bool
-
-
-class Totals(NamedTuple):
-    """The number of a dataset's calls by state, in the order of CallState; and of its rows by their Shortfall."""
-
-    rows: int
-    refused: int
-    failed: int
-    truncated: int = 0
-    clipped: int = 0
-    idle: int = 0
 
 
 class Snapshot(NamedTuple):
@@ -218,12 +208,13 @@ class Ledger:
         journals: Mapping[int, int] | None = None,
         checkpoint: FileCheckpoint | None = None,
         counters: dict[str, int] | None = None,
+        history: Iterable[StoredEntry] = (),
     ) -> None:
         """Make verdicts durable in one transaction; their journal lines must have been synced before.
 
         entries: by journal segment. seen: keys of known calls that the current list names. invalid: lines for
         `_failures.ndjson`. journals: bytes committed, by segment. checkpoint: the growing file's synced state.
-        counters: added to the facts of these names.
+        counters: added to the facts of these names. history: the latest last.
         """
         with self._index.transaction():
             for segment, verdicts in entries:
@@ -234,6 +225,9 @@ class Ledger:
             self._set_checkpoint(checkpoint)
             add = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
             self._file.connection.executemany(add, (counters or {}).items())
+            for start, end, text in history:
+                self._file.connection.execute("DELETE FROM history WHERE start >= ? AND start < ?", (start, end))
+                self._file.connection.execute("INSERT INTO history VALUES (?, ?)", (start, text))
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
         """Write the verdicts of one journal, by the rules in settle.sql."""
@@ -308,6 +302,10 @@ class Ledger:
             while page := self._rows(select, last):
                 last = page[-1][0]
                 yield from (line for _, line in page)
+
+    def history(self) -> list[HistoryEntry | None]:
+        """Return the history of the dataset's runs, by time. An entry that cannot be read is None."""
+        return [entry_in(text) for (text,) in self._rows("SELECT entry FROM history ORDER BY start")]
 
     # --- journals and parts ----------------------------------------------------------------------------------------
 

@@ -7,14 +7,14 @@ missing key only where its field has a default. All numbers are counts, and none
 import errno
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
-from functools import cache
-from typing import Any, NamedTuple, cast, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, cast
 
 import orjson
 
 from harvester.errors import OutputError, UsageError
+from harvester.history import HistoryEntry, history_to_json, with_limits
+from harvester.jsonlines import Misfit, from_json
 from harvester.progress import AttemptCounts, ListCounts, RefreshCounts
 from harvester.storage.location import (
     BESIDE,
@@ -187,7 +187,8 @@ class RunReport:
     the list's end. list: None before the list was read to its end. ended: UTC, None while the run goes on. remaining:
     calls of the list without a verdict, or None. given_up: calls that have failed too often to be repeated. pending:
     calls taken from the list that have no verdict of any run; in the manifest they stand in `dataset`. window_check:
-    None before it was checked, and for a window that is no period. refresh: None without --refresh.
+    None before it was checked, and for a window that is no period. refresh: None without --refresh. history: of all
+    runs of the dataset, by time.
     """
 
     complete: bool
@@ -202,6 +203,7 @@ class RunReport:
     pending: int
     window_check: WindowCheck | None = None
     refresh: RefreshCounts | None = None
+    history: tuple[HistoryEntry, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +238,11 @@ class Manifest:
     parts: tuple[PublishedPart, ...]
     window_check: WindowCheck | None = None
     refresh: RefreshCounts | None = None
+    history: tuple[HistoryEntry, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, its keys in the order of the file."""
-        return asdict(self)
+        return {**asdict(replace(self, history=())), "history": history_to_json(self.history)}
 
 
 class NewerForm(UsageError):
@@ -286,56 +289,12 @@ def parse(text: bytes, path: str) -> Manifest:
         )
     if isinstance(content, dict) and content.get("rows") == "links":
         raise UsageError(f"{path}: describes a table of links, not a run; the same `harvester links` command checks it")
+    if isinstance(content, dict):
+        with_limits(content.get("history"))
     try:
-        return cast("Manifest", _decode(Manifest, content))
-    except _Misfit as error:
+        return cast("Manifest", from_json(Manifest, content))
+    except Misfit as error:
         raise UsageError(f"{path}: not a harvester manifest ({error})") from error
-
-
-class _Misfit(ValueError):
-    """A JSON value that does not have the form of its field; the message names the field."""
-
-
-def _decode(form: Any, value: Any, name: str = "") -> Any:
-    """Return a JSON value in the form of a field. form: the field's type. name: the field's, with dots.
-
-    Raises:
-        _Misfit: the value has another form.
-    """
-    if type(None) in get_args(form):
-        if value is None:
-            return None
-        form = get_args(form)[0]
-    if is_dataclass(form):
-        return _decode_object(form, value, name)
-    if get_origin(form) is tuple:
-        if not isinstance(value, list):
-            raise _Misfit(f"{name} is not a list")
-        return tuple(_decode(get_args(form)[0], item, name) for item in value)
-    kind = (int, float) if form is float else get_origin(form) or form
-    if not isinstance(value, kind) or (isinstance(value, int | float) and value < 0):
-        raise _Misfit(f"{name} is not as expected")
-    return value
-
-
-def _decode_object(form: Any, value: Any, name: str) -> Any:
-    if not isinstance(value, dict):
-        raise _Misfit(f"{name or 'it'} is not an object")
-    found = {}
-    for key, (inner, required) in _fields_of(form).items():
-        path = f"{name}.{key}" if name else key
-        if key in value:
-            found[key] = _decode(inner, value[key], path)
-        elif required:
-            raise _Misfit(f"{path} is missing")
-    return form(**found)
-
-
-@cache
-def _fields_of(form: Any) -> Mapping[str, tuple[Any, bool]]:
-    """Return a dataclass' fields: the type of each, and whether its key must be there."""
-    types = get_type_hints(form)
-    return {field.name: (types[field.name], field.default is MISSING) for field in fields(form)}
 
 
 def locate(out: str) -> tuple[str, str]:

@@ -34,7 +34,10 @@ class Sidecars:
 
     def write_manifest(self, manifest: Mapping[str, Any], *, last: bool) -> None:
         """Replace `_manifest.json`. last: True at the run's end, when every upload must have succeeded."""
-        text = orjson.dumps(manifest, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        # An entry of the history a line: there may be 2,000, with a dozen keys each.
+        history = [orjson.Fragment(orjson.dumps(entry)) for entry in manifest.get("history", ())]
+        option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
+        text = orjson.dumps({**manifest, "history": history}, option=option)
         self._replace(MANIFEST, [text], last=last)
 
     def write_failures(self, lines: Iterable[bytes]) -> None:

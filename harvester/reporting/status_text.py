@@ -184,8 +184,12 @@ def _seconds_to(moment: datetime | None, now: datetime) -> float | None:
 
 
 def print_status(seen: RunStatus, *, json: bool) -> None:
-    """Print the state of a run."""
-    print_out(as_json(as_dict(seen), orjson.OPT_INDENT_2) if json else for_stdout(as_text(seen)))
+    """Print the state of a run; for a program with the history, which is too long for one line among many."""
+    if not json:
+        print_out(for_stdout(as_text(seen)))
+        return
+    history = [entry.to_json() for entry in seen.manifest.history]
+    print_out(as_json(as_dict(seen) | {"history": history}, orjson.OPT_INDENT_2))
 
 
 def print_table(states: Iterable[RunStatus | Unreadable], folder: str, *, json: bool) -> bool:

@@ -51,6 +51,17 @@ class Known(NamedTuple):
     clicks_before: int | None = None
 
 
+class Totals(NamedTuple):
+    """The number of a dataset's calls by state, in the order of CallState; and of its rows by their Shortfall."""
+
+    rows: int
+    refused: int
+    failed: int
+    truncated: int = 0
+    clipped: int = 0
+    idle: int = 0
+
+
 class Entry(NamedTuple):
     """A call's verdict to be committed. line: its JSON in `_failures.ndjson`, None for a row. shortfall: the row's.
 

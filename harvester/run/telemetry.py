@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -28,7 +28,9 @@ from harvester.dataset.manifest import (
 )
 from harvester.errors import OutputError
 from harvester.events import RunObserver, RunOutcome
-from harvester.progress import AttemptCounts, RunProgress, WaitReason, WindowState
+from harvester.history import Activity, HistoryEntry, StoredEntry
+from harvester.progress import RunProgress, WaitReason, WindowState
+from harvester.run.recorder import Recorder, Sent, activity
 from harvester.transport.pool import Pool, Slot
 
 _STILL_SECONDS = 3
@@ -37,20 +39,19 @@ PROGRESS_SECONDS = 1.0
 """The interval at which the observer is told the progress."""
 
 
-class Sender(Protocol):
+class Sender(Sent, Protocol):
     """What is reported of the sender of attempts.
 
     trouble: the last attempt's transient failure. not_sent: attempts that did not reach the server. pauses: those of
     single calls. pool: its connections. in_flight: the slots of attempts that are being answered.
     """
 
-    counters: AttemptCounts
     waiting: WaitReason | None
     pauses: HintedPauses
     pool: Pool
+    in_flight: list[Slot]
     trouble: str | None
     not_sent: int
-    in_flight: list[Slot]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Telemetry:
 
     It lives as long as the run. Until `begin` it reports a run that has read nothing yet. invocation: this run's number
     within the dataset, from 1. lists: as the command named them. command: None for a run from Python. awaits_reader:
-    tells whether the reader of standard output takes no rows.
+    tells whether the reader of standard output takes no rows. history: of earlier runs.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Telemetry:
         lists: Sequence[str],
         command: Command | None = None,
         awaits_reader: Callable[[], bool] = lambda: False,
+        history: Iterable[HistoryEntry] = (),
     ) -> None:
         self.progress = RunProgress()
         self.throughput = Throughput()
@@ -84,6 +86,7 @@ class Telemetry:
         self._awaits_reader = awaits_reader
         self._budget = budget
         self._invocation = invocation
+        self._recorder = Recorder(history, invocation)
         self._sender: Sender | None = None
         self._warned = ""
         self._lines, self._list_is_still = 0, False
@@ -105,11 +108,21 @@ class Telemetry:
             if self._sender:
                 self._list_is_still, self._lines = self._lines == progress.listed.lines, progress.listed.lines
                 progress.waiting, progress.trouble = self._waiting(), self._sender.trouble
-                progress.connecting = sum(slot.line.unsent for slot in self._sender.in_flight)
                 self._warn_of_stopped(observer)
+                why = progress.waiting.window if progress.waiting else None
+                self._recorder.see(self._activity(self._sender), why, self._budget.limits)
             await self._estimator.update(progress)
             observer.progress(progress)
             await asyncio.sleep(seconds)
+
+    def take_history(self) -> list[StoredEntry]:
+        """Return the entries of the history that have changed since the last call, for the commit that is due."""
+        sender = self._sender
+        return self._recorder.take_changed(self._activity(sender), self._budget.limits) if sender else []
+
+    def _activity(self, sender: Sender) -> Activity:
+        self.progress.connecting = sum(slot.line.unsent for slot in sender.in_flight)
+        return activity(self.progress, sender, self.progress.connecting)
 
     def _waiting(self) -> WaitReason | None:
         """Return why nothing is sent: the limit that keeps the sender from it, or, where no call finishes, what keeps
@@ -154,7 +167,7 @@ class Telemetry:
         self._reported = limited_by.window if limited_by else ""
         invocation = self.throughput.report(self._invocation, self._lists, self._command)
         report = run_report(self.progress, outcome, invocation, budget_report(self._budget, limited_by))
-        return replace(report, window_check=self.window_check)
+        return replace(report, window_check=self.window_check, history=self._recorder.entries)
 
     @property
     def begins_to_block(self) -> bool:

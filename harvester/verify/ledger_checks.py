@@ -60,6 +60,8 @@ class LedgerCheck:
             self._reconcile_parts(manifest, name)
         if found.ended:
             self._reconcile_counts(manifest.dataset, name)
+        if unreadable := self._ledger.history().count(None):
+            found.remarks.append(f"the ledger's history of the runs has {unreadable} entries that cannot be read")
         found.ledger_checked = True
 
     def reconcile_failures(self, stream: BinaryIO, name: str) -> None:

@@ -5,7 +5,7 @@ by the next run, as after a kill. Lines whose rows are published already are bla
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import islice
@@ -30,6 +30,7 @@ from harvester.dataset.journal import (
 from harvester.dataset.ledger import FileCheckpoint, Ledger, Part
 from harvester.dataset.manifest import WINDOW_CHECK, Manifest, PublishedPart, WindowCheck
 from harvester.dataset.part_publisher import PART_NAME
+from harvester.history import History, HistoryEntry, entry_in
 from harvester.jsonlines import object_in, whole_lines
 from harvester.rows.call import CallState, Entry, Known
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
@@ -61,6 +62,7 @@ class Remains(NamedTuple):
     parts: list[Part]
     failures: list[bytes]
     path: str
+    history: Sequence[HistoryEntry] = ()
 
     def failed_runs(self) -> Iterator[tuple[bytes, int]]:
         """Yield the failed calls, and in how many runs each has failed."""
@@ -79,7 +81,8 @@ def remains(path: str) -> Remains:
     facts = dict(rows_left(path, "facts", ("name", "value")))
     parts = {row[0]: Part(*row) for row in rows_left(path, "parts", Part._fields)}
     lines = {call: line for _, call, line in rows_left(path, "failures", ("id", "call", "line"))}
-    return Remains(facts, [parts[number] for number in sorted(parts)], list(lines.values()), path)
+    history = filter(None, (entry_in(text) for _, text in rows_left(path, "history", ("start", "entry"))))
+    return Remains(facts, [parts[number] for number in sorted(parts)], list(lines.values()), path, [*history])
 
 
 def window_facts(
@@ -312,6 +315,11 @@ class Rebuilding:
         """Set in how many runs calls have failed, by an old ledger; one that it does not know has failed in one."""
         for batch in _batches(failed_runs):
             self._ledger.set_failed_runs(batch)
+
+    def take_history(self, entries: Iterable[HistoryEntry]) -> None:
+        """Store the history of earlier runs. entries: of all sources, by the rules of History where they overlap."""
+        kept = History(entry for entry in entries if entry.has_own_time)
+        self._ledger.commit(invocation=self._invocation, history=[entry.stored for entry in kept.entries])
 
     def look_at_journals(self) -> None:
         """Count what the journals hold, and find in them the rows that are published already.

@@ -289,6 +289,7 @@ class _Repairing:
         with suppress(FileNotFoundError, NotADirectoryError), closing(self._sidecar_storage.open(FAILURES)) as stream:
             work.take_failures(stream)
         work.take_failed_runs(self._remains.failed_runs())
+        work.take_history([*self._remains.history, *(self._manifest.history if self._manifest else ())])
         work.look_at_journals()
 
     def _listed(self, run_id: str) -> dict[str, PublishedPart]:

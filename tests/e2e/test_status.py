@@ -109,6 +109,17 @@ WRITTEN: dict[str, Any] = {
     "parts": [{"path": "part-0.ndjson", "rows": 990, "calls": 990, "bytes": 400000, "sha256": "00"}],
     "window_check": None,
     "refresh": None,
+    "history": [
+        {
+            "invocation": 2,
+            "start": "2026-11-23T14:04:00Z",
+            "seconds": 60,
+            "attempts": 10,
+            "answers": 9,
+            "waits": {"hour": 10.5},
+            "limits": {"minute": 100, "hour": 1000},
+        }
+    ],
 }
 STOPPED = {"reason": "month_spent", "message": "the month is spent", "until": "2026-12-01T00:00:00Z"}
 

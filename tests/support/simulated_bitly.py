@@ -20,9 +20,8 @@ from yarl import URL
 from harvester.bitly.account_limits import PLATFORM_LIMITS
 from harvester.clock import month_of
 from harvester.dataset.dataset import Batch
-from harvester.dataset.ledger import Totals
 from harvester.dataset.manifest import RunReport
-from harvester.rows.call import WHOLE, CallState, Entry, Known, Shortfall
+from harvester.rows.call import WHOLE, CallState, Entry, Known, Shortfall, Totals
 from harvester.storage.location import OutputKind
 from harvester.transport.connection import SlotConnection
 from harvester.transport.connection_slots import ConnectionSlots

@@ -165,7 +165,7 @@ class Stub:
         self.counters = AttemptCounts()
         self.waiting: WaitReason | None = None
         self.trouble: str | None = None
-        self.not_sent = 0
+        self.not_sent = self.server_errors = self.network_errors = 0
         self.in_flight: list[Any] = []
         self.pauses = HintedPauses()
         self.pool: Any = SimpleNamespace(slots=SimpleNamespace(blockers=Holders((12,), (12,))))
