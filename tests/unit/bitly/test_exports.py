@@ -212,6 +212,8 @@ def test_responses_get_verdicts() -> None:
     assert isinstance(good, Document)
     assert good.content == Export(frozenset(), names("a"))
     assert isinstance(verdict(200, {}), Unreadable)
+    cut = json.dumps(export("bit.ly/a,0,0,0")).encode()
+    assert isinstance(requests.classify(200, {}, cut, whole=False), Unreadable)
     assert isinstance(verdict(402, {"message": "UPGRADE_REQUIRED"}), PlanRefused)
     assert isinstance(verdict(403, {"message": "FORBIDDEN", "resource": "groups"}), Refused)
     assert isinstance(verdict(503, {}), Transient)
