@@ -1,8 +1,9 @@
-"""A plugin of pytest for `make mutants`: a mutant meets the tests of its package only, the quickest first."""
+"""A plugin of pytest for `make mutants`: a mutant meets the quick tests of its package only, the quickest first."""
 
 import gc
 import json
 import os
+import resource
 from pathlib import Path
 
 import hypothesis
@@ -20,12 +21,17 @@ hypothesis.settings.register_profile(
 
 _FOLDERS = {"bitly": ("bitly", "client"), "budget": ("budget", "client", "run"), "dataset": ("dataset", "run")}
 """Whose unit tests know a package well, by the package's name."""
+_LONGEST_TEST_SECONDS = 0.5
+_CPU_SECONDS = 30
+"""What a mutant may use: one that never ends is killed by SIGXCPU. A busy machine takes nothing from it."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure() -> None:
     """Let no collection of garbage look through what a mutant's process inherits: that takes half of its time."""
     gc.freeze()
+    if _package():
+        resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 @pytest.hookimpl(trylast=True)
@@ -36,12 +42,18 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests of other packages, and put the quickest first."""
-    names = os.environ.get("MUTANT_UNDER_TEST", "").split(".")
-    if names[0] != "harvester":
+    """Deselect the tests of other packages and slow ones, and put the quickest first."""
+    if not (package := _package()):
         return
-    folders = tuple(f"tests/unit/{folder}/" for folder in _FOLDERS[names[1]])
-    others = [item for item in items if not item.nodeid.startswith(folders)]
-    config.hook.pytest_deselected(items=others)
-    seconds = json.loads(Path("mutmut-stats.json").read_text())["duration_by_test"]
-    items[:] = sorted(set(items) - set(others), key=lambda item: (seconds.get(item.nodeid, 0.0), item.nodeid))
+    times = json.loads(Path("mutmut-stats.json").read_text(encoding="utf-8"))["duration_by_test"]
+    seconds = {item: times.get(item.nodeid, 0.0) for item in items}
+    folders = tuple(f"tests/unit/{folder}/" for folder in _FOLDERS[package])
+    chosen = [item for item in items if item.nodeid.startswith(folders) and seconds[item] <= _LONGEST_TEST_SECONDS]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = sorted(chosen, key=lambda item: (seconds[item], item.nodeid))
+
+
+def _package() -> str:
+    """Return the package of the mutant that is under test; empty while mutmut tries the tests without one."""
+    names = os.environ.get("MUTANT_UNDER_TEST", "").split(".")
+    return names[1] if names[0] == "harvester" else ""

@@ -32,6 +32,7 @@ from harvester.budget.limits import (
     Counted,
     Limits,
     MonthExhausted,
+    PlanReport,
     RequestedLimits,
     RetryAfter,
 )
@@ -826,6 +827,30 @@ def test_a_refusal_just_behind_a_months_edge_is_the_old_months(start: Start, mac
     assert budget.try_acquire() is None
 
 
+def test_an_answer_shows_that_bitlys_month_is_not_spent_any_more(start: Start) -> None:
+    first, second = start(), start()
+    first.month.mark_spent()
+    assert first.month.reported_spent
+    second.month.clear_spent()
+    assert not second.month.reported_spent
+    assert first.try_acquire() is None
+    assert not first.counted.asks_month
+
+
+def test_what_bitly_reports_of_a_plan_is_known_to_all_processes_for_a_day(start: Start, machine: Machine) -> None:
+    first, second = start(), start()
+    assert first.month.plan_report() is None
+    first.month.note_plan(5000, [{"name": "api_requests"}])
+    machine.seconds += DAY.total_seconds() - 1
+    assert second.month.plan_report() == PlanReport(5000, [{"name": "api_requests"}], DAY.total_seconds() - 1)
+    assert start(account=ACCOUNT._replace(token="token 2")).month.plan_report() is None
+    assert start(account=ACCOUNT._replace(server="other:443")).month.plan_report() is None
+    first.month.note_plan(1000, [])
+    assert second.month.plan_report() == PlanReport(1000, [], 0.0)
+    machine.seconds += DAY.total_seconds()
+    assert second.month.plan_report() is None
+
+
 def test_another_account_is_not_spent_because_this_is(start: Start) -> None:
     start().month.mark_spent()
     assert start(account=Account(ACCOUNT.server, "token 2", "another")).try_acquire() is None
@@ -837,7 +862,14 @@ def test_windows_tell_of_a_month_that_bitly_calls_spent(start: Start) -> None:
     assert take_all(budget, 3) == 3
     budget.month.mark_spent()
     month = window(budget, "month")
-    assert (month.remaining, month.source, month.until) == (0, "bitly", DECEMBER)
+    assert (month.limit, month.used, month.remaining) == (3, 3, 0)
+    assert (month.source, month.until) == ("bitly", DECEMBER)
+    month = window(start(0, 0, 2), "month")
+    assert (month.limit, month.used, month.remaining) == (2, 3, 0)
+    nothing_sent = start(account=ACCOUNT._replace(name="other", token="token 2"))
+    nothing_sent.month.mark_spent()
+    month = window(nothing_sent, "month")
+    assert (month.limit, month.used, month.remaining) == (1, 1, 0)
 
 
 # --- old months -----------------------------------------------------------------------------------------------------
@@ -1310,6 +1342,23 @@ def test_where_nothing_limits_attempts_their_counts_need_not_be_synced_one_by_on
     assert start(1200, 72_000).high_rate
     assert not start(100, 0).high_rate
     assert not start(0, 1000).high_rate
+
+
+@pytest.mark.parametrize(
+    ("limit", "per_minute", "synced"), [(1000, None, True), (10**6, None, False), (10**6, 100, True)]
+)
+def test_counts_are_synced_one_by_one_unless_bitlys_limit_lets_them_go_too_fast(
+    machine: Machine, quick_path: Path, limit: int, per_minute: int | None, synced: bool
+) -> None:
+    """A power cut must not forget attempts; at 20 a second and more syncing each would hold them back."""
+    with closing(BudgetDatabase(str(quick_path / "budget.sqlite"), machine)) as database:
+        budget = MachineBudget(database, ACCOUNT, "clicks", RequestedLimits(per_minute, None, 0))
+        assert budget.ask_due()
+        budget.record_reported(limit, 0)
+        for _ in range(2):
+            with database.unsynced():
+                assert database.execute("PRAGMA synchronous").fetchone()[0] == 1
+            assert (database.execute("PRAGMA synchronous").fetchone()[0] == 2) is synced
 
 
 # --- what Bitly says ------------------------------------------------------------------------------------------------
