@@ -8,13 +8,15 @@ import pytest
 
 from harvester.dataset.dataset import Batch, Dataset
 from harvester.dataset.journal import PartLimits
+from harvester.dataset.manifest import read
 from harvester.dataset.opening import open_dataset
-from harvester.errors import OutputError
+from harvester.errors import OutputError, UsageError
 from harvester.progress import AttemptCounts
 from harvester.rows.call import CallState
 from harvester.storage.folders import resolve
+from tests.support.committing import keep
 from tests.support.output_checks import rows
-from tests.unit.dataset.test_recovery import QUERY, dataset, known, settle
+from tests.unit.dataset.test_recovery import FORMS, QUERY, REPORT, dataset, known, settle
 
 
 def fail(*_: Any, **__: Any) -> None:
@@ -78,6 +80,30 @@ def test_a_call_counts_by_its_last_verdict_and_what_its_row_lacks(tmp_path: Path
         assert store.refreshed == 0
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_manifest_has_what_the_dataset_and_the_run_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    out = tmp_path / form
+    with dataset(out) as store:
+        settle(store, "a", "cut", "no-b")
+        store.count("total", 7)
+        store.end_part()
+        keep(store)
+        written = store.write_manifest(REPORT)
+        assert read(str(out)).content == written
+        assert (written.dataset.calls, written.dataset.pending, written.attempts.total) == (5, 2, 7)
+        assert (written.run_id, written.server) == (store.run_id, "api-ssl.bitly.com")
+        (part,) = written.parts
+        published = out if out.is_file() else out / part.path
+        assert (part.rows, part.bytes, published.name) == (2, published.stat().st_size, part.path)
+        monkeypatch.setattr(store.ledger, "facts", fail)
+        again = store.renew_manifest(replace(written, updated="2026-11-23T00:00:00Z"))
+        assert again.updated >= written.updated
+        assert replace(again, updated=written.updated) == written
+        assert read(str(out)).content == again
+
+
 def test_attempts_are_kept_through_a_run_that_commits_nothing(tmp_path: Path) -> None:
     for run in (1, 2):
         with dataset(tmp_path / "out") as store:
@@ -100,3 +126,10 @@ def test_a_dataset_is_behind_while_eight_full_journals_wait(tmp_path: Path) -> N
         assert backlog(store) == (True, True, True)
         store.publish()
         assert backlog(store) == (False, False, False)
+
+
+def test_a_part_too_large_for_an_object_store_is_refused_with_the_most(tmp_path: Path) -> None:
+    location = resolve("s3://bucket/lake", str(tmp_path / "work"))
+    too_large = pytest.raises(UsageError, match="an object store gets at most 512MiB in one request")
+    with too_large, open_dataset(location, QUERY, PartLimits(1, 2**29 + 1), print):
+        pass

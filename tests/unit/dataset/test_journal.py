@@ -132,6 +132,7 @@ def test_damage_is_told_by_its_place_and_the_number_of_its_line(tmp_path: Path) 
     found = survey(str(path), ENDS[3])
     assert (found.size, found.end, found.aligned) == (ENDS[-1], ENDS[-2], True)
     assert found.gaps == [Gap(ENDS[0], ENDS[1], 2)]
+    assert [start for start, _ in good_lines(str(path))] == [0, *ENDS[1:-2]]
     assert not survey(str(path), ENDS[3] - 1).aligned
     assert survey(str(path), ENDS[1]).aligned
     assert mend(str(path), found, ENDS[-1]) == [2, 10]

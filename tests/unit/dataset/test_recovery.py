@@ -20,6 +20,7 @@ from harvester.bitly.verdicts import Answer
 from harvester.dataset import stream_publisher
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
+from harvester.dataset.manifest import BudgetReport, Invocation, Rate, RunReport
 from harvester.dataset.opening import open_dataset, peek
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.progress import AttemptCounts
@@ -31,6 +32,18 @@ from tests.support.committing import keep
 from tests.support.output_checks import rows
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
+REPORT = RunReport(
+    complete=False,
+    stopped=None,
+    input_read_to_end=True,
+    list=None,
+    ended=None,
+    invocation=Invocation(1, "2026-11-23T00:00:00Z", None, (), 0, None, Rate(0, 0.0)),
+    remaining=None,
+    given_up=0,
+    budget=BudgetReport("t", "t", None, ()),
+    pending=2,
+)
 FORMS = ["out", "results.ndjson"]
 ANY_CUT = pytest.mark.parametrize(
     "stride", [37, pytest.param(1, marks=pytest.mark.nightly)], ids=["telling cuts", "all cuts"]
@@ -109,7 +122,11 @@ def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
     with dataset(out, warnings) as store:
         store.end_part()
         keep(store)
-    return [row["bitlink"].removeprefix("bit.ly/") for row in rows(out)]
+        parts = store.write_manifest(REPORT).parts
+    found = rows(out)
+    there = [part for part in parts if out.is_file() or (out / part.path).exists()]
+    assert sum(part.rows for part in there) == len(found)
+    return [row["bitlink"].removeprefix("bit.ly/") for row in found]
 
 
 @pytest.mark.slow
@@ -567,8 +584,52 @@ def test_a_growing_file_that_was_cut_is_refused(quick_path: Path) -> None:
     finish(out)
     with out.open("r+b") as stream:
         stream.truncate(10)
-    with pytest.raises(OutputError, match="it was truncated"), dataset(out):
+    with pytest.raises(OutputError, match=r"it was truncated\. Restore the rows\. If"), dataset(out):
         pass
+
+
+def test_of_a_growing_file_that_was_cut_what_no_journal_has_is_enough(quick_path: Path) -> None:
+    out = quick_path / "results.ndjson"
+    limits = PartLimits(2, 1_000_000)  # so that the rows of a and b have a journal of their own, which goes
+    with open_dataset(resolve(str(out)), QUERY, limits, print) as store:
+        for name in "abc":
+            settle(store, name)
+            keep(store)
+        store.count("total")
+        keep(store)  # with the checkpoint behind c
+        ends = [0, *(place for place, byte in enumerate(out.read_bytes(), 1) if byte == ord("\n"))]
+    with dataset(out):
+        pass
+    os.truncate(out, ends[2] - 1)
+    enough = f"Restore the rows \\(its first {ends[2]} bytes are enough\\)\\. If"
+    with pytest.raises(OutputError, match=enough), dataset(out):
+        pass
+
+
+def test_rows_whose_journal_lost_their_lines_are_kept_and_counted_by_the_growing_file(quick_path: Path) -> None:
+    out, warnings = quick_path / "results.ndjson", list[str]()
+    with open_dataset(resolve(str(out)), QUERY, PartLimits(2, 1_000_000), print) as store:
+        for name in "abc":
+            settle(store, name)
+            keep(store)
+    assert journal(out).name == "journal-00001.journal"
+    os.truncate(journal(out), 0)
+    with dataset(out, warnings) as store:
+        assert sorted(known(store, "a", "b", "c", "d")) == ["a", "b", "c"]
+        settle(store, "d")
+        keep(store)
+    assert len(warnings) == 1
+    assert finish(out) == ["a", "b", "c", "d"]
+
+
+def test_parts_that_were_being_written_are_deleted_and_no_other_file(quick_path: Path) -> None:
+    out = quick_path / "out"
+    finish(out)
+    others = {".part-of-something", "notes.tmp", "part-of-something.tmp"}
+    for name in {".part-0123456789ab-00000.tmp", *others}:
+        (out / name).touch()
+    finish(out)
+    assert {path.name for path in out.iterdir() if "part" in path.name or path.suffix == ".tmp"} == others
 
 
 @pytest.mark.parametrize("form", FORMS)

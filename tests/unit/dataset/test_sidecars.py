@@ -1,5 +1,7 @@
 """The files beside the rows, and those whose upload failed."""
 
+import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,6 +93,17 @@ def test_at_the_runs_end_and_where_it_is_hopeless_a_failed_upload_is_an_error(
 def test_a_folder_that_is_gone_is_named(sidecars: Sidecars, tmp_path: Path) -> None:
     (tmp_path / "local").rmdir()
     with pytest.raises(OutputError, match=f"{tmp_path}/local"):
+        sidecars.write_failures([])
+
+
+def test_a_full_disk_is_told_with_the_folder(
+    sidecars: Sidecars, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a failed write does, without a name
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=f"^{tmp_path}/local.*: No space left"):
         sidecars.write_failures([])
 
 

@@ -1,5 +1,6 @@
 """The sinks of rows: what they do with a reader that is slow, or leaves."""
 
+import json
 import os
 from collections.abc import Iterator
 from threading import Thread
@@ -7,8 +8,12 @@ from threading import Thread
 import pytest
 
 from harvester.dataset import stream_publisher
+from harvester.dataset.journal import PartLimits
+from harvester.dataset.opening import open_dataset
 from harvester.dataset.stream_publisher import QueueSink, StdoutSink
 from harvester.errors import OutputError, ReaderClosed
+from harvester.storage.folders import located
+from tests.unit.dataset.test_recovery import QUERY, settle
 
 
 @pytest.fixture
@@ -62,3 +67,53 @@ async def test_a_python_reader_that_has_left_is_noticed() -> None:
     for use in (sink.check, lambda: sink.write(b"x")):
         with pytest.raises(ReaderClosed, match="the reader has stopped taking rows"):
             use()
+
+
+class Reading:
+    """A sink that takes so many rows, and then fails."""
+
+    uncommitted_limit = 7
+    awaits_reader = False
+
+    def __init__(self, most: int = 10) -> None:
+        self.taken: list[str] = []
+        self._most = most
+
+    def write(self, line: bytes) -> None:
+        if len(self.taken) == self._most:
+            raise OutputError("no more rows")
+        assert line.endswith(b"}\n")
+        self.taken.append(json.loads(line)["bitlink"].removeprefix("bit.ly/"))
+
+    def check(self) -> None:
+        """It still exists."""
+
+    shorten_waits = leave = check
+
+
+def test_rows_are_written_once_as_they_are_committed_and_their_journals_go() -> None:
+    reader = Reading()
+    with (
+        located("-", None) as location,
+        open_dataset(location, QUERY, PartLimits(2, 1_000_000), print, sink=reader) as store,
+    ):
+        for names in ("a", "no-b", "cd", "efg"):
+            settle(store, *([names] if names.startswith("no") else names))
+            store.commit(store.take_batch())
+        assert reader.taken == list("acdefg")
+        kept = [name for name in os.listdir(location.private) if name.startswith("journal")]
+        assert kept == ["journal-00003.journal"]
+
+
+def test_a_reader_that_failed_gets_no_more_rows() -> None:
+    reader = Reading(1)
+    with (
+        located("-", None) as location,
+        open_dataset(location, QUERY, PartLimits(2, 1_000_000), print, sink=reader) as store,
+    ):
+        settle(store, "a", "b")
+        for _ in range(2):
+            with pytest.raises(OutputError, match="no more rows"):
+                store.commit(store.take_batch())
+            reader._most = 10
+    assert reader.taken == ["a"]
