@@ -111,6 +111,7 @@ def test_an_error_beside_no_metrics_is_no_answer_without_clicks(complaint: str) 
         ("referrers", {"metrics": [{"value": "a", "clicks": -1}]}, "clicks is not a count"),
         ("referrers", {"metrics": [{"value": "a", "clicks": True}]}, "clicks is not a count"),
         ("devices", {"metrics": [{"device_type": 1, "clicks": 1}]}, "a device_type is not a string"),
+        ("devices", {"metrics": [{"device_type": None, "clicks": 1}]}, "a device_type is not a string"),
         ("devices", {"metrics": [{"device_type": "Other", "clicks": None}]}, "clicks is not a count"),
         ("clicks", {"link_clicks": [{"date": "soon", "clicks": 1}]}, "a date is not a moment"),
         ("clicks", {"link_clicks": [{"date": "0001-01-01T00:00:00+0100", "clicks": 1}]}, "a date is not a moment"),
@@ -118,7 +119,7 @@ def test_an_error_beside_no_metrics_is_no_answer_without_clicks(complaint: str) 
         ("referrers_by_domains", {"referrers_by_domain": [{"network": "a", "referrers": {}}]}, "no list of referrers"),
         ("clicks_summary", {"clicks": 3}, "clicks is not a count"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_what_has_no_metrics_is_no_answer_and_says_why(facet: str, body: dict[str, Any], why: str | None) -> None:
     if why is None:

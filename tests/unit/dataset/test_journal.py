@@ -188,6 +188,16 @@ def test_a_journal_counts_what_it_had_and_what_it_gets(tmp_path: Path) -> None:
     assert journal.size == os.path.getsize(segment_path(str(tmp_path), 0))
 
 
+def test_a_link_in_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "target").touch()
+    for path in (segment_path(str(tmp_path), 0), str(tmp_path / "attempts")):
+        os.symlink(tmp_path / "target", path)
+    with pytest.raises(OSError, match="symbolic links"):
+        Journal(str(tmp_path), 0)
+    with pytest.raises(OSError, match="symbolic links"):
+        AttemptFile(str(tmp_path), AttemptCounts())
+
+
 # --- attempts -------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from harvester.bitly.verdicts import Answer
 from harvester.clock import seconds_since_1970
 from harvester.dataset import stream_publisher
 from harvester.dataset.dataset import Dataset
+from harvester.dataset.file_publisher import FilePublisher
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import BudgetReport, Invocation, Rate, RunReport
 from harvester.dataset.opening import open_dataset, peek
@@ -901,6 +902,21 @@ def test_a_damaged_row_in_the_growing_file_is_no_bug(tmp_path: Path) -> None:
         keep(store)
     with pytest.raises(UnicodeDecodeError):
         rows(out)  # it was left as it was
+
+
+def test_keys_are_those_of_whole_rows_and_damaged_ones_have_none(tmp_path: Path) -> None:
+    out = tmp_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        keep(store)
+        publisher = FilePublisher(store.location, store.ledger)
+        first, second = out.read_bytes().splitlines()
+        row = orjson.loads(first)
+        damaged = [row | {"bitlink": 7}, row | {"unit_reference": 7}, row | {"unit_reference": "soon"}, {}, [row]]
+        out.write_bytes(b"\n".join([first, *map(orjson.dumps, damaged), b"{", second, first]))  # the last is torn
+        assert list(publisher.published_keys()) == [store.rows.key("bit.ly/a"), store.rows.key("bit.ly/b")]
+        publisher.close()
+        out.write_bytes(first + b"\n" + second + b"\n")
 
 
 def test_an_error_that_nobody_else_has_caused_stays_what_it_is(tmp_path: Path) -> None:
