@@ -661,6 +661,30 @@ def test_a_row_that_a_newer_one_has_followed_is_counted_through_restarts(quick_p
         assert [each.asked_at for each in last.values()] == [seconds_since_1970(query.unit_reference)]
 
 
+def test_lost_and_damaged_lines_are_told_by_their_number(quick_path: Path) -> None:
+    out, warnings = quick_path / "out", list[str]()
+    with dataset(out) as store:
+        settle(store, "a", "no-b", "c", "no-d", "e")
+        store.commit(store.take_batch())
+    path, text = journal(out), journal(out).read_bytes()
+    lines = text.splitlines(keepends=True)
+    told = []
+    for damaged in (b"".join(lines[:2]), text.replace(lines[1][:9], b"x" * 9)):
+        copy = out.with_name("copy")
+        shutil.copytree(out, copy)
+        (copy / path.relative_to(out)).write_bytes(damaged)
+        with dataset(copy, warnings):
+            told.append(warnings.pop().removeprefix(str(copy / path.relative_to(out))).split(" (")[0])
+        shutil.rmtree(copy)
+    assert told == [
+        "3 committed calls are missing from the journal",
+        ":2: 1 damaged line in the journal",
+    ]
+    path.write_bytes(b"x" + lines[0][1:] + lines[1] + b"x" + b"".join(lines[2:])[1:])
+    with dataset(out, warnings):
+        assert warnings.pop().startswith(f"{path}:1, 3: 2 damaged lines in the journal (a failing disk")
+
+
 def test_parts_that_were_being_written_are_deleted_and_no_other_file(quick_path: Path) -> None:
     out = quick_path / "out"
     finish(out)
