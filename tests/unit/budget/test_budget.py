@@ -1387,9 +1387,9 @@ def test_counts_are_synced_one_by_one_unless_bitlys_limit_lets_them_go_too_fast(
         assert budget.ask_due()
         budget.record_reported(limit, 0)
         for _ in range(2):
+            assert (database.execute("PRAGMA synchronous").fetchone()[0] == 2) is synced
             with database.unsynced():
                 assert database.execute("PRAGMA synchronous").fetchone()[0] == 1
-            assert (database.execute("PRAGMA synchronous").fetchone()[0] == 2) is synced
 
 
 # --- what Bitly says ------------------------------------------------------------------------------------------------
