@@ -30,6 +30,7 @@ from harvester.bitly.verdicts import (
     Verdict,
     classify,
     classify_document,
+    is_plain_no,
     not_unpacked,
     reason,
 )
@@ -338,6 +339,19 @@ def test_a_hint_of_any_text_is_positive_seconds_or_a_moment_in_utc_or_none(text:
 )
 def test_a_reason_says_the_status_once(verdict: Verdict, text: str) -> None:
     assert reason(verdict) == text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "plain"),
+    [
+        (Refused(404, "NOT_FOUND"), True),
+        (Refused(404, "404 page not found", no_route=True), False),
+        (TokenRefused(401, "UNAUTHORIZED"), False),
+        (Unknown(418, "HTTP 418", ""), False),
+    ],
+)
+def test_a_plain_no_is_one_that_is_final_by_itself(verdict: Verdict, plain: bool) -> None:
+    assert is_plain_no(verdict) is plain
 
 
 def test_a_404_that_cannot_be_unpacked_is_not_final_by_itself() -> None:
