@@ -60,6 +60,7 @@ from harvester.errors import InvalidBitlink
         ("👍🏽.ws/x", "xn--on8h5e.ws/x"),
         ("❤-a_b.ws/x", "xn---a_b-kw4b.ws/x"),
         ("col·lecció.cat/x", "xn--collecci-ioa91d.cat/x"),
+        ("COL·LECCIÓ.cat/x", "xn--collecci-ioa91d.cat/x"),
         ("نامه\u200cای.com/x", "xn--mgba3gch31f060k.com/x"),
         # A back-half may be unicode, also as a browser copies it.
         ("bit.ly/é", "bit.ly/é"),

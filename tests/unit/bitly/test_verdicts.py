@@ -173,6 +173,9 @@ def test_a_document_that_is_none_is_unreadable_and_says_why(body: bytes, message
     assert found == Unreadable(200, message, body.decode())
     good = classify_document(200, CIMultiDict(), b'{"links": [1]}', read)
     assert good == Document([], 0, None, None, content=[1])
+    for message, verdict in (("RATE_LIMIT_EXCEEDED", Throttled), ("MONTHLY_LIMIT_EXCEEDED", MonthSpent)):
+        limited = json.dumps({"message": message, "links": [1]}).encode()
+        assert classify_document(200, CIMultiDict(), limited, read) == verdict(200, message)
 
 
 def test_bytes_that_are_not_utf_8_are_read_and_can_be_written() -> None:
