@@ -259,8 +259,29 @@ def test_the_length_of_a_name_is_limited(around: str) -> None:
         parse(around.format(longest + "x"))
 
 
+@pytest.mark.parametrize(
+    ("text", "links"),
+    [
+        ("bit.ly/a", 1),
+        ("see the page", 0),
+        ("bit.ly/a bit.ly/b", 2),
+        ("bit.ly/a,bit.ly/b;bit.ly/c|bit.ly/d", 3),
+        ("https://bit.ly/ahttps://bit.ly/b", 2),
+        ("bit.ly/abit.ly/b", 2),
+        ("bit.ly/a?next=https://example.com/b", 1),
+        ('{"link": "bit.ly/a"', 0),
+        ('{"link": "bit.ly/a"}', 1),
+        (' {"link": "bit.ly/a"}{"link": "bit.ly/b"}', 2),
+        ("{}{}{}{}", 3),
+    ],
+)
+def test_links_in_a_line_are_counted_up_to_three(text: str, links: int) -> None:
+    assert links_in(text) == links
+
+
 def test_for_python_a_bitlink_is_what_a_text_names_and_nothing_else_names_one() -> None:
     assert bitlink("https://Bit.ly/x?utm=1") == "bit.ly/x"
+    assert (is_bitlink("https://Bit.ly/x?utm=1"), is_bitlink("x")) == (True, False)
     with pytest.raises(ValueError, match="no slash"):
         bitlink("x")
     for wrong in (None, b"bit.ly/x"):

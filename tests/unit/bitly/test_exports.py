@@ -177,6 +177,8 @@ def test_rows_that_were_counted_must_be_there() -> None:
     assert read_export(export("bit.ly/a,0,0,0", row_count=1, truncated=False)).idle == names("a")
     with pytest.raises(NotTheFacet, match="row_count is 2"):
         read_export(export("bit.ly/a,0,0,0", row_count=2, truncated=False))
+    with pytest.raises(NotTheFacet, match="row_count is 2"):
+        read_export({"row_count": 2, "file": export("bit.ly/a,0,0,0")})
 
 
 def test_the_uri_is_found_wherever_it_is_and_only_one_is_right() -> None:
@@ -195,6 +197,7 @@ def test_the_uri_is_found_wherever_it_is_and_only_one_is_right() -> None:
         "data:;base64,/////w==",
         "data:;base64,",
         "data:;base64,ImE=",
+        export("bit.ly/a,0,0,0")["data"].replace(";base64", ""),
     ],
 )
 def test_a_uri_that_cannot_be_read_is_no_answer(uri: str) -> None:

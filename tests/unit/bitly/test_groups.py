@@ -110,6 +110,8 @@ def test_each_field_may_be_missing_null_or_of_another_type() -> None:
     bare = read_page(page({"id": "bit.ly/a"})).links
     assert bare == [GroupLink("bit.ly/a", None, None, None, [], None, None, [])]
     assert read_page(page({"link": "https://bit.ly/a"})).links[0].id == "bit.ly/a"
+    untitled = read_page(page(LINK | {"title": "", "long_url": ""})).links[0]
+    assert (untitled.title, untitled.long_url) == ("", None)
 
 
 @pytest.mark.parametrize(
@@ -131,14 +133,15 @@ def test_a_links_moment_is_utc_wherever_the_machine_is(
 
 
 def test_what_is_no_bitlink_is_reported_and_takes_nothing_else_with_it() -> None:
-    odd = LINK | {"id": "bit.ly/a/b", "custom_bitlinks": ["nothing", None, "https://bit.ly/custom"]}
+    odd = LINK | {"id": "bit.ly/a/b", "custom_bitlinks": ["nothing", None, 7, "https://bit.ly/custom"]}
     found = read_page(page("text", {"title": "no id"}, odd, LINK))
     assert [link.names() for link in found.links] == [["bit.ly/custom"], found.links[1].names()]
     assert found.links[0].long_url == "https://example.com/"
     assert [(bad.text, bool(bad.reason)) for bad in found.bad] == [
-        ("text", True), ("", True), ("bit.ly/a/b", True), ("nothing", True), ("", True),
+        ("text", True), ("", True), ("bit.ly/a/b", True), ("nothing", True), ("", True), ("7", True),
     ]  # fmt: skip
     assert found.bad[0] == NoLink("text", "an entry of the page that is not an object")
+    assert found.bad[3].reason.startswith("no slash")
 
 
 # --- groups ---------------------------------------------------------------------------------------------------------
