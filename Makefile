@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n 6
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
 
-.PHONY: demo test fast nightly chaos fuzz lint docs dockerfile picture bench bench-short clean
+.PHONY: demo test fast nightly chaos fuzz mutants lint docs dockerfile picture bench bench-short clean
 
 demo: .venv/run
 	$(BIN)/harvester demo
@@ -44,6 +44,11 @@ chaos: .venv/dev
 # A minute for each parser, guided by the code that is reached; Linux alone.
 fuzz: .venv/fuzz
 	$(BIN)/python -m tests.fuzzing
+
+# Changes one thing in a function, runs its tests, and so on; MUTANTS='harvester.bitly.query*' tries those of a module.
+mutants: .venv/mutation
+	$(COMPILE)
+	$(BIN)/mutmut run $(if $(MUTANTS),'$(MUTANTS)')
 
 lint: .venv/dev
 	$(BIN)/ruff check .
@@ -87,5 +92,8 @@ bench-short: .venv/dev
 .venv/fuzz: .venv/dev
 	$(call INSTALL,'.[fuzz]') && touch $@
 
+.venv/mutation: .venv/dev
+	$(call INSTALL,'.[mutation]') && touch $@
+
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build mutants dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

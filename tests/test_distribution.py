@@ -16,6 +16,7 @@ from harvester import __version__
 from harvester._version import DISTRIBUTION
 from tests.support.commands import ROOT
 
+MADE = {"__pycache__", "build", "dist", "mutants"}
 TEXTS = {".py", ".md", ".toml", ".txt", ".yml", ".ipynb", ""}
 FOREIGN = re.compile(
     r"""(?<![\w/-])harvester\\?\[|(?<!un)install\b[^\n`|&;]*[ '"]harvester(?![\w/-])|--upgrade harvester(?![\w/-])"""
@@ -26,7 +27,7 @@ FOREIGN = re.compile(
 def texts() -> Iterator[Path]:
     """The repository's texts."""
     for folder, names, files in os.walk(ROOT):
-        names[:] = [name for name in names if not name.startswith(".") and name not in {"__pycache__", "build", "dist"}]
+        names[:] = [name for name in names if not name.startswith(".") and name not in MADE]
         yield from (path for name in files if (path := Path(folder, name)).suffix in TEXTS and path.is_file())
 
 

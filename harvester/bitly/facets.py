@@ -95,7 +95,7 @@ class Facet:
         if (
             named != self.name
             and isinstance(named, str)
-            and _singular(named) not in {_singular(self.name), _singular(self.also_named)}
+            and _singular(named) not in {"", _singular(self.name), _singular(self.also_named)}
         ):
             raise NotTheFacet("the answer names another facet")
         metrics = self.read(body)

@@ -362,9 +362,13 @@ class _Recovery:
                 "are kept"
             )
             return
-        self.warn(
-            f"{max(lost, 0)} committed calls are missing from the journal (a power failure?): they are made again"
-        )
+        if lost > 0:
+            self.warn(f"{lost} committed calls are missing from the journal (a power failure?): they are made again")
+        else:  # their rows are published, or as many lines that were not committed have taken their place
+            self.warn(
+                "committed lines are missing from the journal (a power failure, or an older copy?): calls whose rows "
+                "are not published are made again"
+            )
 
     def _replay(self, segment: int, start: int) -> None:
         """Settle a journal's lines from start on, in batches; at least one, which commits the journal's length."""

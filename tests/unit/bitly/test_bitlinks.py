@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from harvester.bitly.bitlinks import MAX_CHARACTERS, is_bitlink, links_in, parse
+from harvester.bitly.bitlinks import MAX_CHARACTERS, bitlink, is_bitlink, links_in, parse
 from harvester.errors import InvalidBitlink
 
 
@@ -58,6 +58,10 @@ from harvester.errors import InvalidBitlink
         ("straße.de/x", "xn--strae-oqa.de/x"),
         ("❤️.ws/x", "xn--qei.ws/x"),
         ("👍🏽.ws/x", "xn--on8h5e.ws/x"),
+        ("❤-a_b.ws/x", "xn---a_b-kw4b.ws/x"),
+        ("col·lecció.cat/x", "xn--collecci-ioa91d.cat/x"),
+        ("COL·LECCIÓ.cat/x", "xn--collecci-ioa91d.cat/x"),
+        ("نامه\u200cای.com/x", "xn--mgba3gch31f060k.com/x"),
         # A back-half may be unicode, also as a browser copies it.
         ("bit.ly/é", "bit.ly/é"),
         ("bit.ly/%C3%A9t%C3%A9", "bit.ly/été"),
@@ -191,6 +195,8 @@ def test_what_people_paste_becomes_the_name(text: str, expected: str) -> None:
         ("bit.ly/abc..", "cut off"),
         ("- bit.ly/abc…", "cut off"),
         ("1. bit.ly/abc...", "cut off"),
+        ("a→b.ly/x", "not a domain"),
+        ("a❤\u2019.ws/x", "not a domain"),
         ("… bit.ly/abc", "not a domain"),
         ("... bit.ly/abc", "not a domain"),
         ("…bit.ly/abc", "not a domain"),
@@ -251,6 +257,36 @@ def test_the_length_of_a_name_is_limited(around: str) -> None:
     assert parse(around.format(longest).removeprefix("https://")) == longest
     with pytest.raises(InvalidBitlink, match="longer"):
         parse(around.format(longest + "x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "links"),
+    [
+        ("bit.ly/a", 1),
+        ("see the page", 0),
+        ("bit.ly/a bit.ly/b", 2),
+        ("bit.ly/a,bit.ly/b;bit.ly/c|bit.ly/d", 3),
+        ("https://bit.ly/ahttps://bit.ly/b", 2),
+        ("bit.ly/abit.ly/b", 2),
+        ("bit.ly/a?next=https://example.com/b", 1),
+        ('{"link": "bit.ly/a"', 0),
+        ('{"link": "bit.ly/a"}', 1),
+        (' {"link": "bit.ly/a"}{"link": "bit.ly/b"}', 2),
+        ("{}{}{}{}", 3),
+    ],
+)
+def test_links_in_a_line_are_counted_up_to_three(text: str, links: int) -> None:
+    assert links_in(text) == links
+
+
+def test_for_python_a_bitlink_is_what_a_text_names_and_nothing_else_names_one() -> None:
+    assert bitlink("https://Bit.ly/x?utm=1") == "bit.ly/x"
+    assert (is_bitlink("https://Bit.ly/x?utm=1"), is_bitlink("x")) == (True, False)
+    with pytest.raises(ValueError, match="no slash"):
+        bitlink("x")
+    for wrong in (None, b"bit.ly/x"):
+        with pytest.raises(InvalidBitlink, match=f"must be text, not {type(wrong).__name__}"):
+            bitlink(wrong)  # type: ignore[arg-type]
 
 
 PIECES = st.one_of(

@@ -177,6 +177,8 @@ def test_rows_that_were_counted_must_be_there() -> None:
     assert read_export(export("bit.ly/a,0,0,0", row_count=1, truncated=False)).idle == names("a")
     with pytest.raises(NotTheFacet, match="row_count is 2"):
         read_export(export("bit.ly/a,0,0,0", row_count=2, truncated=False))
+    with pytest.raises(NotTheFacet, match="row_count is 2"):
+        read_export({"row_count": 2, "file": export("bit.ly/a,0,0,0")})
 
 
 def test_the_uri_is_found_wherever_it_is_and_only_one_is_right() -> None:
@@ -195,6 +197,7 @@ def test_the_uri_is_found_wherever_it_is_and_only_one_is_right() -> None:
         "data:;base64,/////w==",
         "data:;base64,",
         "data:;base64,ImE=",
+        export("bit.ly/a,0,0,0")["data"].replace(";base64", ""),
     ],
 )
 def test_a_uri_that_cannot_be_read_is_no_answer(uri: str) -> None:
@@ -212,6 +215,8 @@ def test_responses_get_verdicts() -> None:
     assert isinstance(good, Document)
     assert good.content == Export(frozenset(), names("a"))
     assert isinstance(verdict(200, {}), Unreadable)
+    cut = json.dumps(export("bit.ly/a,0,0,0")).encode()
+    assert isinstance(requests.classify(200, {}, cut, whole=False), Unreadable)
     assert isinstance(verdict(402, {"message": "UPGRADE_REQUIRED"}), PlanRefused)
     assert isinstance(verdict(403, {"message": "FORBIDDEN", "resource": "groups"}), Refused)
     assert isinstance(verdict(503, {}), Transient)

@@ -1,5 +1,6 @@
 """A group's pages are requested as Bitly documents it, and read whatever a page lacks."""
 
+import time
 from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl
@@ -13,6 +14,7 @@ from harvester.bitly.groups import (
     Filters,
     GroupLink,
     NoLink,
+    ObjectRequests,
     PageRequests,
     page_name,
     read_default_group,
@@ -108,17 +110,38 @@ def test_each_field_may_be_missing_null_or_of_another_type() -> None:
     bare = read_page(page({"id": "bit.ly/a"})).links
     assert bare == [GroupLink("bit.ly/a", None, None, None, [], None, None, [])]
     assert read_page(page({"link": "https://bit.ly/a"})).links[0].id == "bit.ly/a"
+    untitled = read_page(page(LINK | {"title": "", "long_url": ""})).links[0]
+    assert (untitled.title, untitled.long_url) == ("", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2020-02-26T04:00:42+0000", "2020-02-26T04:00:42Z"),
+        ("2020-02-26T04:00:42", "2020-02-26T04:00:42Z"),
+        ("soon", None),
+    ],
+)
+def test_a_links_moment_is_utc_wherever_the_machine_is(
+    text: str, moment: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        assert read_page(page(LINK | {"created_at": text})).links[0].created_at == moment
+    time.tzset()
 
 
 def test_what_is_no_bitlink_is_reported_and_takes_nothing_else_with_it() -> None:
-    odd = LINK | {"id": "bit.ly/a/b", "custom_bitlinks": ["nothing", None, "https://bit.ly/custom"]}
+    odd = LINK | {"id": "bit.ly/a/b", "custom_bitlinks": ["nothing", None, 7, "https://bit.ly/custom"]}
     found = read_page(page("text", {"title": "no id"}, odd, LINK))
     assert [link.names() for link in found.links] == [["bit.ly/custom"], found.links[1].names()]
     assert found.links[0].long_url == "https://example.com/"
     assert [(bad.text, bool(bad.reason)) for bad in found.bad] == [
-        ("text", True), ("", True), ("bit.ly/a/b", True), ("nothing", True), ("", True),
+        ("text", True), ("", True), ("bit.ly/a/b", True), ("nothing", True), ("", True), ("7", True),
     ]  # fmt: skip
     assert found.bad[0] == NoLink("text", "an entry of the page that is not an object")
+    assert found.bad[3].reason.startswith("no slash")
 
 
 # --- groups ---------------------------------------------------------------------------------------------------------
@@ -129,10 +152,21 @@ def test_groups_are_read_with_what_is_known_of_them() -> None:
     assert read_groups({"groups": [*groups, {"guid": "G2"}]}) == [
         ("G1", "one", "O", "org-admin", True, False), ("G2", "", None, None, None, False),
     ]  # fmt: skip
-    for wrong in (None, [], [{"name": "x"}], ["G1"]):
-        with pytest.raises(NotTheFacet):
+    assert read_groups({"groups": [{"guid": "G", "is_active": "yes"}]})[0].active is None
+    for wrong, why in ((None, "list of groups"), ([], "list of groups"), ([{"name": "x"}], "guid"), (["G1"], "guid")):
+        with pytest.raises(NotTheFacet, match=why):
             read_groups({"groups": wrong})
     assert (read_default_group({"default_group_guid": "G1"}), read_default_group({})) == ("G1", "")
+
+
+def test_the_requests_of_a_route_name_it_and_read_its_object() -> None:
+    requests = ObjectRequests("/groups", read_groups)
+    assert (requests.endpoint, requests.target("/groups"), requests.body) == ("/groups", ("/groups", ""), None)
+    good = requests.classify(200, {}, b'{"groups": [{"guid": "G"}]}', whole=True)
+    assert isinstance(good, Document)
+    assert [group.guid for group in good.content] == ["G"]
+    assert isinstance(requests.classify(200, {}, b"{}", whole=True), Unreadable)
+    assert isinstance(requests.classify(200, {}, b'{"groups": [{"guid": "G"}]}', whole=False), Unreadable)
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------

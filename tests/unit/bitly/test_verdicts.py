@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from harvester.bitly.facets import BODY_LIMIT, FACETS
+from harvester.bitly.facets import BODY_LIMIT, FACETS, NotTheFacet
 from harvester.bitly.query import Query, check_echo
 from harvester.bitly.verdicts import (
     KEPT_BODY,
     Answer,
+    Document,
     MonthSpent,
+    ParameterRefused,
     Refused,
     Throttled,
     TokenRefused,
@@ -27,6 +29,8 @@ from harvester.bitly.verdicts import (
     Unreadable,
     Verdict,
     classify,
+    classify_document,
+    is_plain_no,
     not_unpacked,
     reason,
 )
@@ -131,6 +135,47 @@ def test_what_servers_and_proxies_say_of_themselves_is_transient(status: int) ->
 def test_a_code_about_the_token_is_a_refused_token_with_any_status(status: int, message: str) -> None:
     body = json.dumps({"message": message, "resource": "bitlinks"}).encode()
     assert classify(status, CIMultiDict(), body, REFERRERS) == TokenRefused(status, message)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ({"message": "INVALID_ARG_SIZE"}, ParameterRefused(400, "INVALID_ARG_SIZE", "size")),
+        ({"message": "INVALID_ARG_ACCESS_TOKEN"}, TokenRefused(400, "INVALID_ARG_ACCESS_TOKEN")),
+        ({"message": "INVALID_ARG_BITLINK"}, Refused(400, "INVALID_ARG_BITLINK")),
+        ({"message": "SIZE"}, "SIZE"),
+        ({"message": "BAD", "errors": [{"field": " unit "}]}, ParameterRefused(400, "BAD", "unit")),
+        ({"message": "B", "errors": [7, {}, {"field": 7}, {"field": "units"}]}, ParameterRefused(400, "B", "units")),
+        ({"message": "BAD", "errors": [{"field": "token"}, {"field": "size"}]}, TokenRefused(400, "BAD")),
+        ({"message": "BAD", "errors": [{"field": "hash"}]}, Refused(400, "BAD")),
+        ({"message": "BAD", "errors": {"field": "size"}}, "BAD"),
+        ({"errors": [{"field": "colour"}]}, "HTTP 400"),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_a_400_is_whose_field_it_names(error: dict[str, Any], expected: Verdict | str) -> None:
+    """By its message, or by one of its errors. Where it names none that is known, nothing is refused."""
+    body = json.dumps(error).encode()
+    found = classify(400, CIMultiDict(), body, REFERRERS)
+    assert found == (Unknown(400, expected, body.decode()) if isinstance(expected, str) else expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"), [(b"<html>", "not JSON"), (b"[]", "not a JSON object"), (b"{}", "no list")]
+)
+def test_a_document_that_is_none_is_unreadable_and_says_why(body: bytes, message: str) -> None:
+    def read(record: Any) -> Any:
+        if "links" not in record:
+            raise NotTheFacet("no list")
+        return record["links"]
+
+    found = classify_document(200, CIMultiDict(), body, read)
+    assert found == Unreadable(200, message, body.decode())
+    good = classify_document(200, CIMultiDict(), b'{"links": [1]}', read)
+    assert good == Document([], 0, None, None, content=[1])
+    for message, verdict in (("RATE_LIMIT_EXCEEDED", Throttled), ("MONTHLY_LIMIT_EXCEEDED", MonthSpent)):
+        limited = json.dumps({"message": message, "links": [1]}).encode()
+        assert classify_document(200, CIMultiDict(), limited, read) == verdict(200, message)
 
 
 def test_bytes_that_are_not_utf_8_are_read_and_can_be_written() -> None:
@@ -297,6 +342,19 @@ def test_a_hint_of_any_text_is_positive_seconds_or_a_moment_in_utc_or_none(text:
 )
 def test_a_reason_says_the_status_once(verdict: Verdict, text: str) -> None:
     assert reason(verdict) == text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "plain"),
+    [
+        (Refused(404, "NOT_FOUND"), True),
+        (Refused(404, "404 page not found", no_route=True), False),
+        (TokenRefused(401, "UNAUTHORIZED"), False),
+        (Unknown(418, "HTTP 418", ""), False),
+    ],
+)
+def test_a_plain_no_is_one_that_is_final_by_itself(verdict: Verdict, plain: bool) -> None:
+    assert is_plain_no(verdict) is plain
 
 
 def test_a_404_that_cannot_be_unpacked_is_not_final_by_itself() -> None:

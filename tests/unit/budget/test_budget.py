@@ -32,6 +32,7 @@ from harvester.budget.limits import (
     Counted,
     Limits,
     MonthExhausted,
+    PlanReport,
     RequestedLimits,
     RetryAfter,
 )
@@ -826,6 +827,30 @@ def test_a_refusal_just_behind_a_months_edge_is_the_old_months(start: Start, mac
     assert budget.try_acquire() is None
 
 
+def test_an_answer_shows_that_bitlys_month_is_not_spent_any_more(start: Start) -> None:
+    first, second = start(), start()
+    first.month.mark_spent()
+    assert first.month.reported_spent
+    second.month.clear_spent()
+    assert not second.month.reported_spent
+    assert first.try_acquire() is None
+    assert not first.counted.asks_month
+
+
+def test_what_bitly_reports_of_a_plan_is_known_to_all_processes_for_a_day(start: Start, machine: Machine) -> None:
+    first, second = start(), start()
+    assert first.month.plan_report() is None
+    first.month.note_plan(5000, [{"name": "api_requests"}])
+    machine.seconds += DAY.total_seconds() - 1
+    assert second.month.plan_report() == PlanReport(5000, [{"name": "api_requests"}], DAY.total_seconds() - 1)
+    assert start(account=ACCOUNT._replace(token="token 2")).month.plan_report() is None
+    assert start(account=ACCOUNT._replace(server="other:443")).month.plan_report() is None
+    first.month.note_plan(1000, [])
+    assert second.month.plan_report() == PlanReport(1000, [], 0.0)
+    machine.seconds += DAY.total_seconds()
+    assert second.month.plan_report() is None
+
+
 def test_another_account_is_not_spent_because_this_is(start: Start) -> None:
     start().month.mark_spent()
     assert start(account=Account(ACCOUNT.server, "token 2", "another")).try_acquire() is None
@@ -837,7 +862,14 @@ def test_windows_tell_of_a_month_that_bitly_calls_spent(start: Start) -> None:
     assert take_all(budget, 3) == 3
     budget.month.mark_spent()
     month = window(budget, "month")
-    assert (month.remaining, month.source, month.until) == (0, "bitly", DECEMBER)
+    assert (month.limit, month.used, month.remaining) == (3, 3, 0)
+    assert (month.source, month.until) == ("bitly", DECEMBER)
+    month = window(start(0, 0, 2), "month")
+    assert (month.limit, month.used, month.remaining) == (2, 3, 0)
+    nothing_sent = start(account=ACCOUNT._replace(name="other", token="token 2"))
+    nothing_sent.month.mark_spent()
+    month = window(nothing_sent, "month")
+    assert (month.limit, month.used, month.remaining) == (1, 1, 0)
 
 
 # --- old months -----------------------------------------------------------------------------------------------------
@@ -1258,6 +1290,10 @@ def test_where_boots_have_no_names_the_calendar_follows_a_wall_clock_that_is_ahe
 # --- where no window is to be held ----------------------------------------------------------------------------------
 
 
+WITHIN_A_TENTH = 0.01
+"""What is counted at once goes until the tenth of a second is over; at its edge each attempt is counted by itself."""
+
+
 def test_zero_means_no_limit_and_every_attempt_is_counted(start: Start, machine: Machine) -> None:
     budget = start()
     for _ in range(5000):
@@ -1266,27 +1302,54 @@ def test_zero_means_no_limit_and_every_attempt_is_counted(start: Start, machine:
     assert spent(budget) == 5000
 
 
-def test_a_crash_costs_a_month_without_windows_at_most_what_a_tenth_of_a_second_may_send(start: Start) -> None:
+def test_a_crash_costs_a_month_without_windows_at_most_what_a_tenth_of_a_second_may_send(
+    start: Start, machine: Machine
+) -> None:
+    machine.seconds += WITHIN_A_TENTH
     assert take_all(start(), 100) == 100
-    assert 100 <= window(start(), "month").used < 164
+    assert 100 < window(start(), "month").used < 164
 
 
 def test_what_was_counted_and_not_sent_is_given_back_to_windows_too(start: Start, machine: Machine) -> None:
+    machine.seconds += WITHIN_A_TENTH
     budget, other = start(), start(1000)
     assert take_all(budget, 100) == 100
+    assert window(other, "minute").used > 100
     budget.close()
     assert window(other, "minute").used == 100
     assert take_all(budget, 100) == 100
+    assert window(other, "minute").used > 200
     machine.seconds += 0.2
     assert other.try_acquire() is None  # it has counted behind what may still be given back
     budget.close()
-    assert 201 <= window(other, "minute").used < 201 + 64
+    assert window(other, "minute").used == 201
+
+
+@pytest.mark.parametrize(("per_minute", "most"), [(0, 15), (10**6, 15), (1000, 500)])
+def test_where_limits_are_far_many_attempts_are_counted_at_once(
+    start: Start, machine: Machine, monkeypatch: pytest.MonkeyPatch, per_minute: int, most: int
+) -> None:
+    """Counting one by one would double what an attempt costs."""
+    machine.seconds += WITHIN_A_TENTH
+    budget, counted, count = start(per_minute), [], MachineBudget._count
+
+    def counting(budget: MachineBudget, now: float) -> object:
+        counted.append(now)
+        return count(budget, now)
+
+    monkeypatch.setattr(MachineBudget, "_count", counting)
+    assert take_all(budget, 500) == 500
+    assert len(counted) <= most
+    assert window(budget, "minute").used == 500
 
 
 def test_attempts_that_were_counted_at_once_go_at_once_or_not_at_all(start: Start, machine: Machine) -> None:
+    machine.seconds += WITHIN_A_TENTH
     budget = start()
-    assert take_all(budget, 100) == 100  # and some more are counted
+    assert take_all(budget, 100) == 100
+    assert window(start(), "month").used > 100
     machine.go(DECEMBER + MINUTE)
+    machine.seconds += WITHIN_A_TENTH
     assert take_all(budget, 100) == 100
     assert spent(budget) == 100
     assert take_all(budget, 100) == 100
@@ -1310,6 +1373,23 @@ def test_where_nothing_limits_attempts_their_counts_need_not_be_synced_one_by_on
     assert start(1200, 72_000).high_rate
     assert not start(100, 0).high_rate
     assert not start(0, 1000).high_rate
+
+
+@pytest.mark.parametrize(
+    ("limit", "per_minute", "synced"), [(1000, None, True), (10**6, None, False), (10**6, 100, True)]
+)
+def test_counts_are_synced_one_by_one_unless_bitlys_limit_lets_them_go_too_fast(
+    machine: Machine, quick_path: Path, limit: int, per_minute: int | None, synced: bool
+) -> None:
+    """A power cut must not forget attempts; at 20 a second and more syncing each would hold them back."""
+    with closing(BudgetDatabase(str(quick_path / "budget.sqlite"), machine)) as database:
+        budget = MachineBudget(database, ACCOUNT, "clicks", RequestedLimits(per_minute, None, 0))
+        assert budget.ask_due()
+        budget.record_reported(limit, 0)
+        for _ in range(2):
+            assert (database.execute("PRAGMA synchronous").fetchone()[0] == 2) is synced
+            with database.unsynced():
+                assert database.execute("PRAGMA synchronous").fetchone()[0] == 1
 
 
 # --- what Bitly says ------------------------------------------------------------------------------------------------

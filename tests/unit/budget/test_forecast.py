@@ -8,11 +8,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harvester.budget.forecast import ANSWER_SECONDS, Start, forecast, suggestions_for
+from harvester.budget.forecast import (
+    ANSWER_SECONDS,
+    DAYS_PER_MONTH,
+    Start,
+    SteadyState,
+    beginning,
+    forecast,
+    steady_state,
+    suggestions_for,
+)
 from harvester.budget.limits import Limits, RequestedLimits
 from tests.support.simulated_bitly import World
 from tests.support.simulated_weeks import BEGIN, Weeks
 from tests.support.virtual_time import THREADED, at_once
+from tests.unit.budget.test_budget import Machine, starting, take_all
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 USUAL = Limits(100, 1000, 0)
@@ -96,6 +106,48 @@ def test_shorter_names_plans_the_reserve_and_wider_windows_but_only_what_helps()
 def test_shorter_says_what_the_end_of_throttling_would_bring() -> None:
     learned = Limits(100, 250, 0)
     assert suggestions_for(2_000, learned, USUAL, USUAL, Start(NOON))[0].option == "patience"
+
+
+def test_a_forecast_begins_with_what_the_windows_hold(quick_path: Path) -> None:
+    machine = Machine()
+    with starting(quick_path / "budget.sqlite", machine) as start:
+        budget = start(100, 1000, 5000)
+        assert take_all(budget, 30) == 30
+        machine.seconds += 120
+        assert take_all(budget, 7) == 7
+        begun = beginning(budget, budget.windows(), 3)
+        begins = NOON + timedelta(seconds=120)
+        leaving = [(59 * 60.0, 30), (61 * 60.0, 7)]  # up to a minute late
+        assert begun == Start(begins, minute_used=7, leaving=leaving, month_left=4963, connections=3)
+        budget.throttled(50.0, sent_at=machine.seconds)
+        assert beginning(budget, budget.windows(), 3).now >= begins + timedelta(seconds=50)
+
+
+A_MONTH_OF_HOURS = 730_485
+"""What 1,000 an hour come to in the average month."""
+
+
+@pytest.mark.parametrize(
+    ("requests", "limits", "refresh_days", "expected"),
+    [
+        (10**9, Limits(100, 0, 0), 7.0, SteadyState(10**9, None, 7.0, kept=True)),
+        (1000, USUAL, 7.0, SteadyState(1000, A_MONTH_OF_HOURS, 7.0, kept=True)),
+        (2 * A_MONTH_OF_HOURS, USUAL, 7.0, SteadyState(2 * A_MONTH_OF_HOURS, A_MONTH_OF_HOURS, 60.87375, kept=False)),
+        (1000, Limits(100, 1000, 1000), DAYS_PER_MONTH, SteadyState(1000, 1000, DAYS_PER_MONTH, kept=True)),
+        (1001, Limits(100, 1000, 1000), DAYS_PER_MONTH, SteadyState(1001, 1000, 60.87375, kept=False)),
+        (2500, Limits(0, 0, 1000), 1.0, SteadyState(2500, 1000, 91.310625, kept=False)),
+        (A_MONTH_OF_HOURS, Limits(0, 1000, 10**6), 7.0,
+         SteadyState(A_MONTH_OF_HOURS, A_MONTH_OF_HOURS, DAYS_PER_MONTH, kept=False)),
+    ],
+    ids=range(7),
+)  # fmt: skip
+def test_the_oldest_answer_is_as_old_as_its_turn_takes(
+    requests: int, limits: Limits, refresh_days: float, expected: SteadyState
+) -> None:
+    """A month's calls go when it begins, so with a month's limit the age is a whole number of months."""
+    found = steady_state(requests, limits, refresh_days)
+    assert found == replace(expected, oldest_days=found.oldest_days)
+    assert found.oldest_days == pytest.approx(expected.oldest_days)
 
 
 LIMITS = st.builds(

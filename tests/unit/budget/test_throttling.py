@@ -434,6 +434,28 @@ def test_a_full_hour_is_to_blame_before_a_minute_with_room_however_short_the_wai
     assert (budget.limits.per_minute, budget.limits.per_hour) == (100, 930)
 
 
+@pytest.mark.parametrize(
+    ("passed", "per_minute", "per_hour", "learned"),
+    [
+        ({MINUTE: 49, HOUR: 900}, 100, 1000, {HOUR: 900}),
+        ({MINUTE: 50, HOUR: 900}, 100, 1000, {MINUTE: 50}),
+        ({MINUTE: 49, HOUR: 899}, 100, 1000, {MINUTE: 49}),
+        ({MINUTE: 49, HOUR: 900}, 100, 0, {MINUTE: 49}),
+        ({HOUR: 900}, 100, 1000, {HOUR: 900}),
+        ({MINUTE: 0, HOUR: 300}, 1, 1000, {HOUR: 300}),
+    ],
+    ids=range(6),
+)
+def test_near_its_end_the_hour_is_to_blame_if_the_minute_was_not_half_full(
+    passed: dict[str, int], per_minute: int, per_hour: int, learned: dict[str, int]
+) -> None:
+    state = EndpointThrottle()
+    for _ in range(2):
+        throttle.pause(state, now=0.0, seconds=1.0, passed=passed)
+    throttle.reopen(state, sent_at=1.0, total=1000, limits={MINUTE: per_minute, HOUR: per_hour})
+    assert {name: each.limit for name, each in state.learned_limits.items()} == learned
+
+
 def test_if_a_probe_passes_within_two_strikes_the_minute_holds_what_last_passed(start: Start, machine: Machine) -> None:
     budget = taught(start, machine, 40, strikes=2)
     assert (budget.limits.per_minute, budget.limits.per_hour) == (40, 1000)

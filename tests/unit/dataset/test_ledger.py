@@ -11,9 +11,10 @@ import pytest
 
 from harvester.dataset.ledger import Ledger
 from harvester.errors import OutputError
-from harvester.rows.call import CallState, Entry, Shortfall
+from harvester.rows.call import CallState, Entry, Known, Shortfall
 from harvester.storage import sqlite
 
+DEFAULTS = Known(CallState.ROW, 0, 0)[3:]
 KEYS = [sha256(b"%d" % number).digest()[:16] for number in range(60)]
 
 
@@ -71,6 +72,27 @@ def test_it_says_the_same_wherever_the_index_has_a_key(
     for most in (1, 25):
         monkeypatch.setattr(sqlite, "MOST_RECENT", most)
         assert history(tmp_path / str(most), refreshing=refreshing) == expected
+
+
+@pytest.mark.parametrize(
+    ("states", "failed_runs"),
+    [
+        ("F", 1),
+        ("FF", 1),  # in one run
+        ("F F", 2),
+        ("RF", 0),  # a refusal that was taken back at the run's end: the call was not tried again
+        ("F RF", 1),
+        ("FR", 0),
+        ("FO", 0),
+    ],
+)
+def test_a_call_has_failed_in_as_many_runs_as_tried_it(tmp_path: Path, states: str, failed_runs: int) -> None:
+    kinds = {"O": CallState.ROW, "R": CallState.REFUSED, "F": CallState.FAILED}
+    with ledger(tmp_path / "ledger.sqlite") as opened:
+        for run, letters in enumerate(states.split(), 1):
+            entries = [Entry(KEYS[0], kinds[letter], b"{}" if letter != "O" else None) for letter in letters]
+            opened.commit(entries=[(run, entries)], invocation=run)
+        assert opened.known(KEYS) == {KEYS[0]: (kinds[states[-1]], failed_runs, len(states.split()), *DEFAULTS)}
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,12 @@ import pytest
 from harvester.bitly.facets import Metric
 from harvester.bitly.query import Query
 from harvester.bitly.verdicts import Answer
+from harvester.clock import seconds_since_1970
 from harvester.dataset import stream_publisher
 from harvester.dataset.dataset import Dataset
+from harvester.dataset.file_publisher import FilePublisher
 from harvester.dataset.journal import PartLimits
+from harvester.dataset.manifest import BudgetReport, Invocation, Rate, RunReport
 from harvester.dataset.opening import open_dataset, peek
 from harvester.errors import DatasetBusy, OutputError, UsageError
 from harvester.progress import AttemptCounts
@@ -31,6 +34,18 @@ from tests.support.committing import keep
 from tests.support.output_checks import rows
 
 QUERY = Query("referrers", "day", -1, "2026-11-23T00:00:00Z", 50)
+REPORT = RunReport(
+    complete=False,
+    stopped=None,
+    input_read_to_end=True,
+    list=None,
+    ended=None,
+    invocation=Invocation(1, "2026-11-23T00:00:00Z", None, (), 0, None, Rate(0, 0.0)),
+    remaining=None,
+    given_up=0,
+    budget=BudgetReport("t", "t", None, ()),
+    pending=2,
+)
 FORMS = ["out", "results.ndjson"]
 ANY_CUT = pytest.mark.parametrize(
     "stride", [37, pytest.param(1, marks=pytest.mark.nightly)], ids=["telling cuts", "all cuts"]
@@ -109,7 +124,11 @@ def finish(out: Path, warnings: list[str] | None = None) -> list[str]:
     with dataset(out, warnings) as store:
         store.end_part()
         keep(store)
-    return [row["bitlink"].removeprefix("bit.ly/") for row in rows(out)]
+        parts = store.write_manifest(REPORT).parts
+    found = rows(out)
+    there = [part for part in parts if out.is_file() or (out / part.path).exists()]
+    assert sum(part.rows for part in there) == len(found)
+    return [row["bitlink"].removeprefix("bit.ly/") for row in found]
 
 
 @pytest.mark.slow
@@ -567,8 +586,113 @@ def test_a_growing_file_that_was_cut_is_refused(quick_path: Path) -> None:
     finish(out)
     with out.open("r+b") as stream:
         stream.truncate(10)
-    with pytest.raises(OutputError, match="it was truncated"), dataset(out):
+    with pytest.raises(OutputError, match=r"it was truncated\. Restore the rows\. If"), dataset(out):
         pass
+
+
+def test_of_a_growing_file_that_was_cut_what_no_journal_has_is_enough(quick_path: Path) -> None:
+    out = quick_path / "results.ndjson"
+    limits = PartLimits(2, 1_000_000)  # so that the rows of a and b have a journal of their own, which goes
+    with open_dataset(resolve(str(out)), QUERY, limits, print) as store:
+        for name in "abc":
+            settle(store, name)
+            keep(store)
+        store.count("total")
+        keep(store)  # with the checkpoint behind c
+        ends = [0, *(place for place, byte in enumerate(out.read_bytes(), 1) if byte == ord("\n"))]
+    with dataset(out):
+        pass
+    os.truncate(out, ends[2] - 1)
+    enough = f"Restore the rows \\(its first {ends[2]} bytes are enough\\)\\. If"
+    with pytest.raises(OutputError, match=enough), dataset(out):
+        pass
+
+
+def test_rows_whose_journal_lost_their_lines_are_kept_and_counted_by_the_growing_file(quick_path: Path) -> None:
+    out, warnings = quick_path / "results.ndjson", list[str]()
+    with open_dataset(resolve(str(out)), QUERY, PartLimits(2, 1_000_000), print) as store:
+        for name in "abc":
+            settle(store, name)
+            keep(store)
+    assert journal(out).name == "journal-00001.journal"
+    os.truncate(journal(out), 0)
+    with dataset(out, warnings) as store:
+        assert sorted(known(store, "a", "b", "c", "d")) == ["a", "b", "c"]
+        settle(store, "d")
+        keep(store)
+    assert [text.split(" (")[0] for text in warnings] == ["committed lines are missing from the journal"]
+    assert finish(out) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_journal_that_lost_a_line_without_a_trace_costs_its_call(quick_path: Path, form: str) -> None:
+    """An older copy, or an editor: every line is good, but the committed length is across one."""
+    out, warnings = quick_path / form, list[str]()
+    with dataset(out) as store:
+        settle(store, "no-a", "b", "c")
+        store.commit(store.take_batch())
+        settle(store, "with-a-long-name")
+    lines = journal(out).read_bytes().splitlines(keepends=True)
+    journal(out).write_bytes(b"".join(lines[1:]))
+    with dataset(out, warnings) as store:
+        assert sorted(known(store, "no-a", "b", "c", "with-a-long-name")) == ["b", "c", "with-a-long-name"]
+        settle(store, "no-a")
+    assert [text.split(" (")[0] for text in warnings] == ["committed lines are missing from the journal"]
+    assert finish(out) == ["b", "c", "with-a-long-name"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_that_a_newer_one_has_followed_is_counted_through_restarts(quick_path: Path, form: str) -> None:
+    location, refreshed = resolve(str(quick_path / form)), list[int]()
+    for run in range(4):
+        query = replace(QUERY, unit_reference=f"2026-11-{20 + run}T00:00:00Z")
+        with open_dataset(location, query, PartLimits(2, 2**20), print, refreshing=True) as store:
+            refreshed.append(store.refreshed)
+            key = store.rows.key("bit.ly/a")
+            row = store.rows.row("bit.ly/a", key, Answer([], 0, 90, None), "2026-11-23T00:00:00Z")
+            store.record(key, CallState.ROW, row, CallState.ROW if run else None)
+            if run != 2:  # which ends without a commit
+                keep(store)
+            settle(store, f"no-b{run}")
+            assert store.refreshed == run
+    assert refreshed == [0, 0, 1, 2]
+    with open_dataset(location, query, PartLimits(2, 2**20), print, refreshing=True) as store:
+        last = store.known([store.rows.key("bit.ly/no-b3")])
+        assert [each.asked_at for each in last.values()] == [seconds_since_1970(query.unit_reference)]
+
+
+def test_lost_and_damaged_lines_are_told_by_their_number(quick_path: Path) -> None:
+    out, warnings = quick_path / "out", list[str]()
+    with dataset(out) as store:
+        settle(store, "a", "no-b", "c", "no-d", "e")
+        store.commit(store.take_batch())
+    path, text = journal(out), journal(out).read_bytes()
+    lines = text.splitlines(keepends=True)
+    told = []
+    for damaged in (b"".join(lines[:2]), text.replace(lines[1][:9], b"x" * 9)):
+        copy = out.with_name("copy")
+        shutil.copytree(out, copy)
+        (copy / path.relative_to(out)).write_bytes(damaged)
+        with dataset(copy, warnings):
+            told.append(warnings.pop().removeprefix(str(copy / path.relative_to(out))).split(" (")[0])
+        shutil.rmtree(copy)
+    assert told == [
+        "3 committed calls are missing from the journal",
+        ":2: 1 damaged line in the journal",
+    ]
+    path.write_bytes(b"x" + lines[0][1:] + lines[1] + b"x" + b"".join(lines[2:])[1:])
+    with dataset(out, warnings):
+        assert warnings.pop().startswith(f"{path}:1, 3: 2 damaged lines in the journal (a failing disk")
+
+
+def test_parts_that_were_being_written_are_deleted_and_no_other_file(quick_path: Path) -> None:
+    out = quick_path / "out"
+    finish(out)
+    others = {".part-of-something", "notes.tmp", "part-of-something.tmp"}
+    for name in {".part-0123456789ab-00000.tmp", *others}:
+        (out / name).touch()
+    finish(out)
+    assert {path.name for path in out.iterdir() if "part" in path.name or path.suffix == ".tmp"} == others
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -638,7 +762,10 @@ def test_a_work_dir_belongs_to_one_output(quick_path: Path) -> None:
     work = quick_path / "work"
     with dataset(quick_path / "one", work_dir=work) as store:
         settle(store, "a")
-    with pytest.raises(UsageError, match="belongs to --out"), dataset(quick_path / "two", work_dir=work):
+    with (
+        pytest.raises(UsageError, match=r"^--work-dir .* belongs to --out"),
+        dataset(quick_path / "two", work_dir=work),
+    ):
         pass
 
 
@@ -799,6 +926,21 @@ def test_a_damaged_row_in_the_growing_file_is_no_bug(tmp_path: Path) -> None:
         keep(store)
     with pytest.raises(UnicodeDecodeError):
         rows(out)  # it was left as it was
+
+
+def test_keys_are_those_of_whole_rows_and_damaged_ones_have_none(tmp_path: Path) -> None:
+    out = tmp_path / "results.ndjson"
+    with dataset(out) as store:
+        settle(store, "a", "b")
+        keep(store)
+        publisher = FilePublisher(store.location, store.ledger)
+        first, second = out.read_bytes().splitlines()
+        row = orjson.loads(first)
+        damaged = [row | {"bitlink": 7}, row | {"unit_reference": 7}, row | {"unit_reference": "soon"}, {}, [row]]
+        out.write_bytes(b"\n".join([first, *map(orjson.dumps, damaged), b"{", second, first]))  # the last is torn
+        assert list(publisher.published_keys()) == [store.rows.key("bit.ly/a"), store.rows.key("bit.ly/b")]
+        publisher.close()
+        out.write_bytes(first + b"\n" + second + b"\n")
 
 
 def test_an_error_that_nobody_else_has_caused_stays_what_it_is(tmp_path: Path) -> None:
