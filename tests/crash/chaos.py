@@ -29,7 +29,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harvester.run.harvest import RETRY_ROOM
 from harvester.sandbox import metrics_for
 from tests.crash.chaos_damage import HARMS, Damage, Place, known_to
 from tests.crash.chaos_runs import Ended, Fault, Runs
@@ -226,23 +225,13 @@ class Scenario:
         ended = self._run(fault, given, commit)
         self._allowed += self._server.tell(Mood())["cut"] - cut
         if ended.code is None or fault.kind.startswith("fail"):
-            self._allowed += self._in_flight(mood)
+            self._allowed += self._connections  # the calls in flight
         if disk:
             self._cut_power(disk)
         elif self._torn:
             self._torn = ended.code is None
         else:
             self._only_grew(seen)
-
-    def _in_flight(self, mood: Mood) -> int:
-        """How many answers a kill may cost.
-
-        A call may have two answers before it has a row, that of --max-size too; and where the server fails, calls wait
-        in the retry room with the first of them.
-        """
-        if not self._given["complete"]:
-            return self._connections
-        return 2 * self._connections + RETRY_ROOM * bool(mood.share or mood.dies_after >= 0)
 
     def _mood(self) -> Mood:
         rng = self._rng
