@@ -22,12 +22,13 @@ import platformdirs  # noqa: F401 - imported here as all that a run needs, so th
 import psutil  # noqa: F401
 
 from harvester.cli import harvesting, outputs
-from harvester.cli.exit_codes import die_of_signals, observer_for, report_error
+from harvester.cli.exit_codes import observer_for, report_error
 from harvester.client import attempt
 from harvester.client.circuit_breaker import BreakerRules
 from harvester.client.client import ClientSettings
 from harvester.config.options import RunOptions, made_of
 from harvester.run import assembly, harvest, job  # noqa: F401
+from harvester.signals import die_of_signals
 from harvester.verify import repair, repair_text, verify  # noqa: F401
 from tests.support.file_operations import Observer, Operation, put_in_place
 from tests.support.killed_forks import Faults, Killer, Recorder
