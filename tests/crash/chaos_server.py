@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from harvester.sandbox import metrics_for
 
@@ -42,8 +42,8 @@ class Mood:
 class Server:
     """A loopback server whose port stays its own while it is down.
 
-    answered: successful answers that were sent, by bitlink and size. cut: answers that a death may have cut off.
-    faults: those that requests met, by kind.
+    answered: successful answers that were sent, by bitlink, size, facet and day of the window's end. cut: answers that
+    a death may have cut off. faults: those that requests met, by kind.
     """
 
     def __init__(self) -> None:
@@ -153,13 +153,14 @@ class Server:
                 if fault == "slow":
                     await asyncio.sleep(self._mood.slow_seconds)
                 if not writer.transport.is_closing():
-                    self._send(status, body, link, url.query, writer)
+                    self._send(status, body, link, url, writer)
 
-    def _send(self, status: int, body: bytes, link: str, query: str, writer: asyncio.StreamWriter) -> None:
+    def _send(self, status: int, body: bytes, link: str, url: SplitResult, writer: asyncio.StreamWriter) -> None:
         writer.write(_wire(status, body))
-        if status == 200:
-            (size,) = parse_qs(query)["size"]
-            self.answered[f"{link} {size}"] += 1
+        asked = {name: value for name, (value,) in parse_qs(url.query).items()}
+        if status == 200 and "size" in asked:  # without one it is the check of a period
+            facet, day = url.path.rpartition("/")[2], asked["unit_reference"][:10]
+            self.answered[f"{link} {asked['size']} {facet} {day}"] += 1
         if self._left > 0:
             self._left -= 1
             if self._left == 0:
@@ -174,7 +175,7 @@ def _good(target: str, link: str) -> tuple[int, bytes]:
     asked = {name: value for name, (value,) in parse_qs(urlsplit(target).query).items()}
     facet = urlsplit(target).path.rpartition("/")[2]
     found: dict[str, Any] = metrics_for(
-        link, facet, int(asked["size"]), asked["unit"], int(asked["units"]), asked["unit_reference"]
+        link, facet, int(asked.get("size", 0)), asked["unit"], int(asked["units"]), asked["unit_reference"]
     )
     return 200, json.dumps(found).encode()
 
