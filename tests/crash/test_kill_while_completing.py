@@ -1,5 +1,6 @@
 """Ended while full answers are asked for once more, harvester keeps the first answers, and asks for none again."""
 
+import json
 import signal
 import time
 from collections import Counter
@@ -72,3 +73,16 @@ def test_a_first_answer_is_its_calls_row_if_the_run_ends_before_the_second(
     assert all((found[name]["size"], found[name]["truncated"]) == (2, True) for name in NAMES)
     assert manifest(out)["dataset"]["rows"] == 24
     assert verify(output_at(str(out))).problems == []
+
+
+@pytest.mark.slow
+def test_a_first_answer_is_printed_if_a_signal_ends_the_run_before_the_second(tmp_path: Path, bitly: Scripted) -> None:
+    (tmp_path / "links.txt").write_text("".join(f"bit.ly/{name}\n" for name in [*NAMES, *OTHERS]))
+    words = ("run", str(tmp_path / "links.txt"), "--out", "-", "--base-url", bitly.url, *NO_LIMITS)
+    process = start(*words, "--size", "2", "--max-size", "9")
+    wait_until_all_are_asked_again(bitly)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    sizes = {(row := json.loads(line))["bitlink"]: row["size"] for line in printed.splitlines()}
+    assert sizes == {f"bit.ly/{name}": 2 for name in NAMES} | {f"bit.ly/{name}": 9 for name in OTHERS}

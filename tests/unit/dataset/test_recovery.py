@@ -242,6 +242,30 @@ def test_a_row_that_was_held_is_dropped_if_a_published_one_had_followed_it(tmp_p
     assert finish(out) == ["a", "b"]
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_refreshed_row_that_was_held_follows_the_one_that_is_published(tmp_path: Path, form: str) -> None:
+    """Twice: another run in the same window does not have it again."""
+    later = replace(QUERY, unit_reference="2026-12-23T00:00:00Z")
+    limits, location = PartLimits(1000, 1_000_000), resolve(str(tmp_path / form))
+    with dataset(tmp_path / form) as store:
+        settle(store, "a", "b")
+        store.end_part()
+        keep(store)
+    for known in (2, 2, 2):
+        with open_dataset(location, later, limits, print, refreshing=True) as store:
+            assert store.totals.rows == known
+            if not store.refreshed:
+                hold(store, "a")
+            store.end_part()
+            keep(store)
+    found = [(row["bitlink"], row["unit_reference"]) for row in rows(tmp_path / form)]
+    assert sorted(found) == [
+        ("bit.ly/a", QUERY.unit_reference),
+        ("bit.ly/a", later.unit_reference),
+        ("bit.ly/b", QUERY.unit_reference),
+    ]
+
+
 def settle_as(store: Dataset, name: str, state: CallState) -> None:
     bitlink = f"bit.ly/{name}"
     key = store.rows.key(bitlink)
