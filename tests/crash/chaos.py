@@ -157,10 +157,13 @@ class Scenario:
             "transport": rng.choice(("auto", "auto", "session")),
             "facet": facets,
             "carry": "campaign" if rng.random() < 0.2 else None,
+            "group": "Ba1bc23dE4F" if rng.random() < 0.12 else None,
             "since": days[0] if days else None,
             "until": days[-1] if days else None,
             "refresh": "30d" if not days and rng.random() < 0.15 else None,
         }
+        if given["group"]:
+            given["carry"] = None
         if given["carry"]:
             given["list_format"] = "csv"
         self.said.append(" ".join(f"{name}={value}" for name, value in given.items() if value is not None))
@@ -187,10 +190,10 @@ class Scenario:
 
     def play(self) -> Tally:
         rng, disturbed = self._rng, self._rng.choice((1, 2, 2, 3, 3, 4, 5))
-        self._server.tell(Mood(), new=True)
+        self._server.tell(Mood(), group=self._links)
         self._write_list()
         for number in range(disturbed):
-            if number and rng.random() < 0.35:
+            if number and rng.random() < 0.35 and not self._given["group"]:  # whose links are listed once
                 self._edit_list()
             if number and rng.random() < 0.15:
                 self._harm()
@@ -304,7 +307,8 @@ class Scenario:
 
     def _run(self, fault: Fault, given: dict[str, Any], commit: int) -> Ended:
         begun = time.monotonic()
-        ended = self._runs.run([str(self._list)], {**self._given, **given}, fault, commit)
+        lists = [] if self._given["group"] else [str(self._list)]
+        ended = self._runs.run(lists, {**self._given, **given}, fault, commit)
         self._jumped = self._jumped or fault.kind == "clock"
         self._allowed += self._runs.asked_again()
         self.tally.faults[fault.kind or "none"] += 1
