@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from harvester.bitly.bitlinks import Bitlink
-from harvester.bitly.verdicts import Answer, Refused, Transient, Unknown, Unreadable, Verdict
+from harvester.bitly.verdicts import Answer, Failure, Verdict, is_plain_no
 from harvester.budget.throttling import ASK_ATTEMPTS
 from harvester.client.attempt import record_nothing
 from harvester.client.client import Client
@@ -179,7 +179,7 @@ class Lookup:
                 verdict = await self._client.fetch(bitlink)
                 place = self._client.place_of(verdict)
                 if self._client.is_final(verdict):
-                    self._settle(bitlink, verdict, 1)
+                    await self._complete(bitlink, verdict, 1)
                     continue
                 in_doubt = self._client.asks_about(verdict)
                 group.create_task(self._conclude(bitlink, verdict, place))
@@ -194,7 +194,14 @@ class Lookup:
             verdict, attempts = await self._client.conclude(bitlink, first, place)
         except RunStopping:
             return
-        self._settle(bitlink, verdict, attempts)
+        await self._complete(bitlink, verdict, attempts)
+
+    async def _complete(self, bitlink: Bitlink, verdict: Verdict, attempts: int) -> None:
+        """Settle a call, once its answer has the metrics that it lacks, or the lookup ends."""
+        try:
+            verdict = await self._client.completion.of(bitlink, verdict)
+        finally:  # also if it is cancelled: the first answer was paid for
+            self._settle(bitlink, verdict, attempts)
 
     def _settle(self, bitlink: Bitlink, verdict: Verdict, attempts: int) -> None:
         """Hand over a call's row, or its failure, and record what it says about the whole run.
@@ -212,28 +219,17 @@ class Lookup:
         if isinstance(verdict, Answer):
             progress.rows, progress.pending = progress.rows + 1, progress.pending - 1
             self._on_row(bitlink, self._rows.row(bitlink, self._rows.key(bitlink), verdict, utc_iso(datetime.now(UTC))))
-        elif isinstance(verdict, Refused | Transient | Unreadable | Unknown):
+        elif isinstance(verdict, Failure):
             self._settle_failure(bitlink, verdict, attempts)
         if stop is not None:
             self._shutdown.request(stop)
 
-    def _settle_failure(
-        self, bitlink: Bitlink, verdict: Refused | Transient | Unreadable | Unknown, attempts: int
-    ) -> None:
+    def _settle_failure(self, bitlink: Bitlink, verdict: Failure, attempts: int) -> None:
         """Report a call without a row to the observer; awaits nothing, as `_settle` says."""
         # As in a harvest: a server that knows no path at all may be the wrong one.
-        refused = isinstance(verdict, Refused) and not verdict.no_route
+        refused = is_plain_no(verdict)
         self._progress.pending -= 1
         self._progress.refused += refused
         self._progress.failed += not refused
-        line = self._rows.failure(
-            "refused" if refused else "failed",
-            bitlink=bitlink,
-            file=GIVEN,
-            line=0,
-            status=verdict.status,
-            message=verdict.message,
-            attempts=attempts,
-            body=verdict.body if isinstance(verdict, Unreadable | Unknown) else None,
-        )
+        line = self._rows.failed_call("refused" if refused else "failed", bitlink, GIVEN, 0, verdict, attempts)
         self._observer.failure(line)

@@ -93,6 +93,7 @@ def journals(data: bytes) -> None:
         journal.mend(path, found, len(data) // 2)
         assert not journal.survey(path, len(data) // 2).gaps
         list(journal.read(path, 0))
+        journal.held_rows(str(Path(path).parent))
 
 
 def manifests(data: bytes) -> None:

@@ -159,7 +159,7 @@ def test_foreign_packages_stay_in_their_rooms(foreign: str, rooms: set[str]) -> 
             {"dataset.journal", "dataset.part_publisher", "storage.filesystem", "storage.storage"},
         ),
         (r"(?<!\.)\bprint\(", {"cli.demo", "cli.first_steps", "cli.show", "reporting.terminal"}),
-        (r"\bsys\.exit\(|\b_exit\(", {"cli.exit_codes", "cli.main"}),
+        (r"\bsys\.exit\(|\b_exit\(", {"cli.exit_codes", "cli.main", "signals"}),
         (
             r"\bSELECT |\bINSERT |\bUPDATE .* SET",
             {"budget.database", "budget.usage", "dataset.ledger", "storage.scratch", "storage.sqlite"},

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import orjson
 
@@ -153,7 +153,7 @@ _LINK_FIELDS = frozenset({"BITLINK", "BITLINK_ID", "LINK", "LINK_ID", "ID", "DOM
 _QUERY_FIELDS = frozenset({"UNIT", "UNITS", "UNIT_REFERENCE", "SIZE"})
 
 
-def is_plain_no(verdict: Verdict) -> bool:
+def is_plain_no(verdict: Verdict) -> TypeGuard[Refused]:
     """Return whether a verdict refuses a link on a route that the server knows."""
     return isinstance(verdict, Refused) and not verdict.no_route
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from harvester.bitly.groups import ArchivedName, Filters, GroupLink, NoLink
 from harvester.bitly.groups import Group as AccountGroup
-from harvester.cli.exit_codes import observer_for, reported, stop_on_signals
+from harvester.cli.exit_codes import observer_for, reported, run_until_signal
 from harvester.config.options import (
     AccessOptions,
     LimitOptions,
@@ -203,13 +203,9 @@ def _observed(
     work: Callable[[Reporter, ShutdownSignal], Awaitable[int]], log: LogOptions, *, show_failures: bool = False
 ) -> int:
     """Return the exit code of a command's work. show_failures: as in Reporter."""
-    import asyncio
-
     observer = observer_for(log.log_format, quiet=log.quiet, show_failures=show_failures)
 
-    async def observed() -> int:
-        shutdown = ShutdownSignal()
-        stop_on_signals(shutdown, observer)
+    async def observed(shutdown: ShutdownSignal) -> int:
         try:
             return await work(observer, shutdown)
         except RunStopping as error:
@@ -217,7 +213,7 @@ def _observed(
 
             raise stopped(shutdown) from error
 
-    return reported(lambda: asyncio.run(observed()), observer)
+    return reported(lambda: run_until_signal(observed, observer), observer)
 
 
 @asynccontextmanager

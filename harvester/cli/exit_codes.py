@@ -5,7 +5,8 @@
 
 import os
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harvester.config import sources
 from harvester.errors import (
@@ -35,7 +36,12 @@ from harvester.shutdown import (
     Stop,
     StopReason,
 )
+from harvester.signals import die_of_signals, handle_signals, signals_held
 
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
+T = TypeVar("T")
 _LONGEST_ERROR = 4000
 """Characters of an error that are shown: it may repeat an option's value, which can be of any length."""
 
@@ -206,25 +212,33 @@ def observer_for(log_format: str, *, quiet: bool = False, show_failures: bool = 
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 
-def die_of_signals() -> None:
-    """Install handlers that end the process; without them, PID 1 would ignore these signals until the run has begun."""
-
-    def exit_with(number: int, _: object) -> None:
-        raise SystemExit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):  # Python itself has a handler for SIGINT
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, exit_with)
-
-
-def stop_on_signals(shutdown: ShutdownSignal, observer: Reporter) -> None:
-    """Install handlers that stop the run at the first signal and end the process at the second.
-
-    To end at once loses no answer: each is in the journal as soon as it is known.
+def run_until_signal(work: Callable[[ShutdownSignal], Coroutine[Any, Any, T]], observer: Reporter) -> T:
+    """Run work in an event loop of its own, and return its result. The first signal requests its shutdown, the second
+    ends the process. That loses no answer: each is in the journal as soon as it is known.
     """
     import asyncio  # noqa: PLC0415 - only what sends requests has an event loop
 
-    loop = asyncio.get_running_loop()
+    # The handlers are there before the coroutine is, which a signal would leave without anybody to await it.
+    with signals_held():
+        runner, shutdown = asyncio.Runner(), ShutdownSignal()
+        missed = _stop_on_signals(runner.get_loop(), shutdown, observer)
+    try:
+        return runner.run(work(shutdown))
+    finally:
+        runner.close()
+        with signals_held():  # an exception in the loop's own end would only be printed
+            del runner
+            die_of_signals()
+        if missed:
+            raise SystemExit(128 + missed[0])
+
+
+def _stop_on_signals(loop: "AbstractEventLoop", shutdown: ShutdownSignal, observer: Reporter) -> list[int]:
+    """Install handlers that do what `run_until_signal` says; return a list of signals that come behind the loop's end.
+
+    They raise nothing: that would leave a loop half closed.
+    """
+    missed: list[int] = []
 
     def stop(number: signal.Signals) -> None:
         if shutdown.stop is not None and shutdown.stop.reason is StopReason.SIGNAL:
@@ -235,12 +249,10 @@ def stop_on_signals(shutdown: ShutdownSignal, observer: Reporter) -> None:
         shutdown.request(Stop(StopReason.SIGNAL, f"{number.name} was received"))
 
     def hear(number: int, _: object) -> None:
-        if loop.is_closed():  # the command is ending anyway
-            raise SystemExit(128 + number)
-        loop.call_soon_threadsafe(stop, signal.Signals(number))  # which wakes the loop, too
+        if loop.is_closed():
+            missed.append(number)
+        else:
+            loop.call_soon_threadsafe(stop, signal.Signals(number))  # which wakes the loop, too
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Ignored by nohup and by shells for background jobs: keep that. The loop's own way takes three times as long,
-        # which a single link feels.
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, hear)
+    handle_signals(hear)  # the loop's own way takes three times as long, which a single link feels
+    return missed

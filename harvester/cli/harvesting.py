@@ -17,14 +17,13 @@ import orjson
 from harvester._version import __version__
 from harvester.bitly.query import MAX_CONNECTIONS
 from harvester.cli.exit_codes import (
-    die_of_signals,
     exit_code,
     most_urgent,
     observer_for,
     report_error,
     reported,
     run_on_end,
-    stop_on_signals,
+    run_until_signal,
     words_of,
 )
 from harvester.config.options import RunOptions
@@ -37,6 +36,7 @@ from harvester.reporting.exporter import exporter_for
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.terminal import can_be_drawn_upon, for_stdout, print_out
 from harvester.shutdown import OK, USAGE, ShutdownSignal
+from harvester.signals import die_of_signals, end_at_once
 from harvester.storage.location import MANIFEST, STDOUT, is_url, normal
 
 if TYPE_CHECKING:
@@ -61,10 +61,11 @@ def run(links: list[str] | None = None, /, *, options: RunOptions) -> int:
         Lists of bitlinks: one per line, or CSV, TSV, NDJSON, Parquet (--column); glob patterns; - for standard input.
         None with --group or --all-groups.
     """
+    end_at_once()  # while modules are imported
     deciding = [STDOUT]
     code = _observed(partial(_run, deciding=deciding), links or [], options, live=True)
     if options.log.on_end is not None:
-        die_of_signals()  # the loop, which had the signals, is over
+        die_of_signals()  # the loop, which had the signals, is over; the command must not outlive this process
         run_on_end(options.log.on_end, _manifest_at(deciding[-1]), code, observer_for(options.log.log_format).warn)
     return code
 
@@ -98,6 +99,7 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter, *, deciding:
     from harvester.series.expansion import jobs_of, rounds_of
     from harvester.series.window import WindowChecks
 
+    die_of_signals()  # a token's command must not outlive this process
     words_of(options.log.on_end)
     rounds = rounds_of(options)
     first, several = rounds[0][0], len(rounds) > 1 or len(rounds[0]) > 1
@@ -209,17 +211,9 @@ def _in_loop(work: Callable[[ShutdownSignal, Reporter], Coroutine[Any, Any, T]],
             f"--connections {connections}: Bitly allows {MAX_CONNECTIONS} at once from one IP address "
             "(https://dev.bitly.com/docs/getting-started/rate-limits)"
         )
-
-    import asyncio
-
-    async def done() -> T:
-        shutdown = ShutdownSignal()
-        stop_on_signals(shutdown, observer)
-        return await work(shutdown, observer)
-
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.freeze()  # what was imported stays until the end, and is not looked through again and again
-    return asyncio.run(done())
+    return run_until_signal(lambda shutdown: work(shutdown, observer), observer)
 
 
 def _plan(lists: list[str], options: RunOptions, observer: Reporter, *, json: bool, offline: bool) -> int:

@@ -18,6 +18,7 @@ from harvester._version import __version__
 from harvester.errors import UsageError
 from harvester.misplaced import misplaced
 from harvester.reporting.terminal import discard_output, open_closed_streams, print_out, say
+from harvester.signals import die_of_signals, end_at_once
 
 _UNCOLLECTED = 120_000
 """Objects made before the first search for unreachable ones; the imports of `run` make 90,000."""
@@ -25,14 +26,19 @@ _UNCOLLECTED = 120_000
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and leave with its exit code. argv: None in a process of the command's own."""
-    _collect_later()
     ended: list[int] = []
     if argv is None:
+        end_at_once()
         atexit.register(_leave, ended)
+    _collect_later()
     open_closed_streams()
     words = [*(sys.argv[1:] if argv is None else argv)]
     misplaced.begin(words, os.environ.get("BITLY_TOKEN", "").strip())
-    ended.append(_flush_output(_exit_code(words)))
+    try:
+        ended.append(_flush_output(_exit_code(words)))
+    finally:
+        if argv is None:
+            end_at_once()
     sys.exit(ended[0])
 
 
@@ -110,16 +116,16 @@ def _exit_code(words: list[str]) -> int:
 def _run(words: list[str]) -> object:
     """Run the command that a command line names, and return what it returns."""
     from harvester.cli.command_line.plain import plain_call
-    from harvester.cli.exit_codes import die_of_signals
     from harvester.config.sources import DASH, typed
 
-    die_of_signals()
     typed.begin(words)
     words = [DASH if word == "-" else word for word in words]
     if call := plain_call(words):
+        die_of_signals()
         return call()
     from harvester.cli.command_line import app
 
+    die_of_signals()
     return app.run(words)
 
 

@@ -3,13 +3,14 @@
 Both `verify` and what needs aiohttp are imported within the functions: `status` is run as a probe, every few seconds.
 """
 
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import orjson
 
-from harvester.cli.exit_codes import observer_for, stop_on_signals
+from harvester.cli.exit_codes import observer_for, run_until_signal
 from harvester.config.options import Facets, ShowOptions, facets_in
 from harvester.config.placeholders import filled_path
 from harvester.config.sources import undashed
@@ -197,16 +198,12 @@ def show(
     json:
         Print the rows as `run` writes them, one per line, for a program.
     """
-    import asyncio
-
     from harvester.cli import show as shows
 
-    async def shown_links() -> shows.Shown:
-        shutdown = ShutdownSignal()
-        stop_on_signals(shutdown, observer_for("text"))
-        return await shows.show([undashed(link) for link in links], options, shutdown, json=json)
+    def work(shutdown: ShutdownSignal) -> Coroutine[Any, Any, shows.Shown]:
+        return shows.show([undashed(link) for link in links], options, shutdown, json=json)
 
-    shown = asyncio.run(shown_links())
+    shown = run_until_signal(work, observer_for("text"))
     if shown.stop is not None:
         return CONSEQUENCES[shown.stop.reason].exit_code
     return TOO_MANY_FAILED if shown.refused else SOME_FAILED if shown.failed else OK

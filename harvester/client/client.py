@@ -85,7 +85,7 @@ class Client:
         self.charges_tries = False
         self._calls = self._fresh_calls = self._unanswered = self._begun = 0
         self._settings = settings
-        self._completion = Completion(
+        self.completion = Completion(
             self._send_query,
             context.shutdown,
             asked if isinstance(asked, Query) else None,
@@ -199,12 +199,12 @@ class Client:
                 await ask_again()
 
     async def verdict_on(self, bitlink: str) -> Verdict:
-        """Make a call, and return its last verdict. Raises RunStopping."""
+        """Make a call, and return its last verdict, completed. Raises RunStopping."""
         verdict = await self.fetch(bitlink)
         place = self.place_of(verdict)
         if not self.is_final(verdict):
             verdict, _ = await self.conclude(bitlink, verdict, place)
-        return verdict
+        return await self.completion.of(bitlink, verdict)
 
     async def doubt_again(self, bitlink: str, verdict: Refused) -> bool:
         """Return whether a definite no of an earlier run, which no answer had followed, is still believed.
@@ -282,7 +282,7 @@ class Client:
             elif verdict is not None:
                 own = self._own(bitlink, verdict, begun, fresh=fresh, again=again, alone=alone)
                 if own is not None:
-                    return await self._completion.of(bitlink, own) if self._completion.is_due(own) else own
+                    return own
 
     def _own(
         self, bitlink: str, verdict: Verdict, begun: int, *, fresh: bool, again: bool, alone: bool

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query, larger
@@ -48,16 +48,16 @@ class Completion:
         self._query = query
         self._larger = larger(query, max_size) if query else None
 
-    def is_due(self, verdict: Verdict) -> bool:
+    def is_due(self, verdict: Verdict) -> TypeGuard[Answer]:
         """Return whether a verdict is an answer that may lack metrics, and Bitly may have more."""
         if self._larger is None or self._query is None or not isinstance(verdict, Answer):
             return False
         return FACETS[self._query.facet].is_full(verdict.metrics, self._query.size)
 
     async def of(self, bitlink: str, first: Verdict) -> Verdict:
-        """Return the answer with more metrics, or the first one if Bitly has no other."""
+        """Return the answer with more metrics, or the first verdict if it lacks none, or Bitly has no other."""
         # The first answer is paid for, so nothing that happens from here on may lose it; its row says `truncated`.
-        if (query := self._larger) is None:
+        if (query := self._larger) is None or not self.is_due(first):
             return first
         for tries in range(self._attempts):
             try:

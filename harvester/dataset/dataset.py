@@ -14,10 +14,10 @@ from typing import Protocol
 from harvester._version import __version__
 from harvester.bitly.query import Query
 from harvester.clock import seconds_since_1970, utc_iso
-from harvester.dataset.journal import AttemptFile, Journal, PartLimits, forget_failures
+from harvester.dataset.journal import Journal, PartLimits, forget_failures
 from harvester.dataset.ledger import FileCheckpoint, Ledger
 from harvester.dataset.manifest import NEWEST, DatasetCounts, Manifest, PublishedPart, RunReport
-from harvester.dataset.sidecars import Sidecars
+from harvester.dataset.sidecars import AttemptFile, Sidecars
 from harvester.errors import OutputError, as_output_error
 from harvester.history import StoredEntry
 from harvester.progress import AttemptCounts
@@ -122,10 +122,8 @@ class Dataset:
         self.rows, self.refreshed = rows, refreshed
         self._asked_at = seconds_since_1970(rows.query.unit_reference) if ledger.refreshing else None
         self.part_format = part_format
-        self._limits = limits
-        self._publisher = publisher
-        self._sidecars = sidecars
-        self._journal = journal
+        self._limits, self._publisher = limits, publisher
+        self._sidecars, self._journal = sidecars, journal
         self._committed = ledger.journals()  # bytes committed, by segment
         self._batch = Batch()
         self._segments_to_publish: list[int] = []
@@ -172,8 +170,7 @@ class Dataset:
         Raises:
             OutputError: the journal could not be written; the call stays unsettled.
         """
-        journal = self._journal
-        is_row = state is ROW_STATE
+        journal, is_row = self._journal, state is ROW_STATE
         journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if is_row else ()))
         entry = Entry(key, state, None if is_row else line, lacks, self._asked_at, clicks)
         self._batch.entries[journal.segment].append(entry)
@@ -187,6 +184,10 @@ class Dataset:
             self.refreshed += previous is ROW_STATE
         if self._limits.full(journal):
             self._end_journal()
+
+    def hold(self, key: bytes, row: bytes) -> None:
+        """Append a row that `record` follows; if a kill comes first, it is the call's row. Raises OutputError."""
+        self._journal.hold(key, row)
 
     def record_attempts(self, run: AttemptCounts) -> None:
         """Record this run's attempts before the latest is sent; from then on no kill of the process hides one.
@@ -246,9 +247,8 @@ class Dataset:
 
     def _end_journal(self) -> None:
         with as_output_error(self.location.private):
-            following = Journal(self.location.private, self._journal.segment + 1)
-        self._batch.ended.append(self._journal)
-        self._journal = following
+            ended, self._journal = self._journal, self._journal.following()
+        self._batch.ended.append(ended)
 
     def cause_of(self, error: OutputError) -> OutputError:
         """Return why an error came about, as `StateWatch.cause_of` does. For the event loop's thread."""

@@ -1,5 +1,4 @@
-"""The journal: one line for each verdict, appended as soon as it is known, so that a kill costs no answer. Beside it
-the count of attempts, written before each is sent, so that a kill leaves none uncounted.
+"""The journal: one line for each verdict, appended as soon as it is known, so that a kill costs no answer.
 
 A line is `crc32 key kind payload`: eight hexadecimal digits over what follows, the call's key in hexadecimal, the
 ledger's state as one digit, and the row's or failure's JSON as it will be published. A torn tail is the end of the
@@ -12,15 +11,15 @@ import os
 import re
 import time
 from binascii import hexlify, unhexlify
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 from zlib import crc32
 
 from harvester.errors import OutputError
-from harvester.progress import AttemptCounts
+from harvester.rows.call import CallState
 from harvester.storage.filesystem import Tampering, leads_to, restore_file, sync_folder
 
 # No `.log`: log rotation and clean-up scripts take what ends like that for theirs.
@@ -29,16 +28,15 @@ _PREFIX = 8 + 1 + 32 + 1 + 1 + 1
 _BEGINNING = re.compile(rb"[0-9a-f]{8} [0-9a-f]{32} \d ")
 _STATE, _ROW = slice(42, 43), b"0"
 RECENT_FAILURES = "recent-failures"
-VOID = 9
-"""The state of a line of spaces, which stands where a damaged line was."""
+VOID, HELD = 9, 8
+"""States of lines that are no verdict: a line of spaces, which stands where a damaged one was; and a row that is held
+until its call has another verdict. It was paid for, so if there is none, because the process was killed, recovery makes
+it the call's row."""
 _READ_BYTES = 1024 * 1024
-_ATTEMPTS = "attempts"
-_COUNT, _OTHER_COUNTS = b"%020d ", b"%020d %020d %020d\n"
-_COUNTED = re.compile(rb"(\d{20}) (\d{20}) (\d{20}) (\d{20})\n")
 
 
 class Record(NamedTuple):
-    """A journal's line. state: as ledger.CallState, or VOID. payload: the JSON. end: the position behind the line."""
+    """A journal's line. state: as CallState, or VOID or HELD. payload: the JSON. end: the position behind the line."""
 
     key: bytes
     state: int
@@ -230,11 +228,22 @@ def remove(folder: str, segment: int) -> None:
         os.unlink(path)
 
 
+def held_rows(folder: str) -> dict[bytes, bytes]:
+    """Return the rows in a folder's journals that were held, and that no verdict has followed; by their calls' keys."""
+    held: dict[bytes, bytes] = {}
+    for segment in segments(folder):
+        for record in read(segment_path(folder, segment), 0):
+            held.pop(record.key, None)
+            if record.state == HELD:
+                held[record.key] = record.payload
+    return held
+
+
 def _failures_in(path: str) -> Iterator[bytes]:
     """Yield a journal file's good lines that are no rows. Nearly all are rows, so those are not decoded."""
     with suppress(FileNotFoundError), open(path, "rb", buffering=_READ_BYTES) as stream:
         for line in stream:
-            if line[_STATE] != _ROW and (record := _decode(line, 0)) is not None and record.state != VOID:
+            if line[_STATE] != _ROW and (record := _decode(line, 0)) is not None and record.state not in (VOID, HELD):
                 yield line
 
 
@@ -268,6 +277,31 @@ class Journal:
         self.size = os.fstat(self._descriptor).st_size
         self._synced = self.size
         self._named = False
+        self._held: dict[bytes, bytes] = {}
+
+    def following(self) -> "Journal":
+        """Open the journal of the next segment. The rows held are written there too: this one will be deleted.
+
+        Raises:
+            OutputError: it cannot be written. OSError: it cannot be opened.
+        """
+        journal = Journal(self._folder, self.segment + 1)
+        try:
+            for key, row in self._held.items():
+                journal.hold(key, row)
+        except OutputError:
+            journal.close()
+            raise
+        return journal
+
+    def hold(self, key: bytes, row: bytes) -> None:
+        """Append a row that is not the call's last verdict yet, nor published, but will be if nothing follows it.
+
+        Raises:
+            OutputError: as for `append`.
+        """
+        self.append(key, HELD, row)
+        self._held[key] = row
 
     def append(self, key: bytes, state: int, payload: bytes, rows: int = 0, row_bytes: int = 0) -> None:
         """Append a verdict's line with one unbuffered write. rows, row_bytes: what it adds to a part.
@@ -284,6 +318,8 @@ class Journal:
             os.ftruncate(self._descriptor, self.size)
             raise OutputError(f"{self._path}: no space left for a line of {len(line)} bytes")
         self.size += written
+        if self._held:
+            self._held.pop(key, None)
         if rows:
             if self.first_row_at is None:
                 self.first_row_at = time.time()
@@ -319,6 +355,20 @@ class Journal:
         os.close(self._descriptor)
 
 
+def append_rows(folder: str, segment: int, rows: Mapping[bytes, bytes]) -> int:
+    """Append rows to a segment's journal, durably; return the position of the first. rows: by their calls' keys.
+
+    Raises:
+        OutputError: as for `Journal.append`.
+    """
+    with closing(Journal(folder, segment)) as journal:
+        start = journal.size
+        for key, row in rows.items():
+            journal.append(key, CallState.ROW, row)
+        journal.sync(journal.size)
+    return start
+
+
 @dataclass(frozen=True, slots=True)
 class PartLimits:
     """When a part is full: its rows, their bytes as NDJSON, or seconds since its first row, whichever comes first.
@@ -339,61 +389,3 @@ class PartLimits:
         begun = journal.first_row_at
         # A negative age means that the clock was set back, which must not keep a part open for longer.
         return begun is not None and not 0 <= now - begun < self.seconds
-
-
-class AttemptFile:
-    """The attempts of all runs of a dataset, in one line that is replaced in place before each attempt is sent.
-
-    The ledger adds them up with its commits, so it knows nothing of those between its last commit and a kill. The file
-    outlives a kill, but not always a power cut, as it is never synced: after a crash the larger count is the true one.
-    Its line is shorter than a sector, so it is written whole.
-    """
-
-    def __init__(self, folder: str, before: AttemptCounts) -> None:
-        """Open the file in the private state, creating it if missing. before: the attempts of earlier runs."""
-        self._path = os.path.join(folder, _ATTEMPTS)
-        self._before = before
-        self._others: tuple[int, int, int] | None = None
-        self._others_text = b""
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-
-    def write(self, run: AttemptCounts) -> None:
-        """Replace the line. run: the attempts of the present run, with the one to be sent.
-
-        Raises:
-            OutputError: it cannot be written, so that the attempt must not be sent.
-        """
-        before, others = self._before, (run.retried, run.throttled, run.helper)
-        if others != self._others:
-            earlier = (before.retried, before.throttled, before.helper)
-            self._others_text = _OTHER_COUNTS % tuple(map(sum, zip(earlier, others, strict=True)))
-            self._others = others
-        line = _COUNT % (before.total + run.total) + self._others_text
-        try:
-            written = os.pwrite(self._descriptor, line, 0)
-        except OSError as error:
-            raise OutputError(f"{self._path}: {error.strerror}") from error
-        if written < len(line):
-            raise OutputError(f"{self._path}: no space left for a line of {len(line)} bytes")
-
-    def tampering(self) -> Tampering | None:
-        """Return what another program has done to the file."""
-        if leads_to(self._path, self._descriptor):
-            return None
-        return Tampering(self._path, "was removed or replaced by another program")
-
-    def restore(self) -> None:
-        """Write the file again from the open descriptor."""
-        restore_file(self._path, self._descriptor)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._descriptor)
-
-
-def read_attempts(folder: str) -> AttemptCounts:
-    """Return the counts in an AttemptFile's file; zeros if it is missing, or was never written whole."""
-    with suppress(FileNotFoundError), open(os.path.join(folder, _ATTEMPTS), "rb") as stream:
-        if found := _COUNTED.fullmatch(stream.read()):
-            return AttemptCounts(*map(int, found.groups()))
-    return AttemptCounts()

@@ -17,12 +17,14 @@ from harvester.clock import seconds_since_1970, utc_iso
 from harvester.dataset.dataset import Dataset, Publisher
 from harvester.dataset.file_publisher import FilePublisher, find_checkpoint
 from harvester.dataset.journal import (
+    HELD,
     VOID,
     Journal,
     PartLimits,
+    append_rows,
+    held_rows,
     mend,
     read,
-    read_attempts,
     remove,
     segment_path,
     segments,
@@ -30,7 +32,7 @@ from harvester.dataset.journal import (
 )
 from harvester.dataset.ledger import ASKED, MOST_UNANSWERED, Ledger
 from harvester.dataset.part_publisher import PartPublisher, check_unclaimed, claim_prefix
-from harvester.dataset.sidecars import Sidecars
+from harvester.dataset.sidecars import Sidecars, read_attempts
 from harvester.dataset.stream_publisher import RowSink, StdoutSink, StreamPublisher
 from harvester.errors import UsageError, as_output_error
 from harvester.progress import AttemptCounts
@@ -315,9 +317,10 @@ class _Recovery:
 
     def resume_publishing(self, shape: Shape) -> Journal:
         """Publish all journals but the last, and return that one, to be appended to. shape: that of the parts."""
-        committed = self.ledger.journals()  # without those whose part was adopted
-        *full, last = committed or [self.ledger.ended() + 1]
-        self.publisher.publish(committed, full)
+        # Without those whose part was adopted.
+        *full, last = self.ledger.journals() or [self.ledger.ended() + 1]
+        self._settle_held(last)  # before the journals are deleted that have these rows
+        self.publisher.publish(self.ledger.journals(), full)
         rows, row_bytes, first_row_at, refused = 0, 0, None, deque[bytes](maxlen=MOST_UNANSWERED)
         for record in read(segment_path(self.folder, last), 0):
             if record.state == CallState.ROW:
@@ -370,6 +373,17 @@ class _Recovery:
                 "are not published are made again"
             )
 
+    def _settle_held(self, segment: int) -> None:
+        """Make each row that the last run held the row of its call, at the end of a segment's journal."""
+        held = held_rows(self.folder)
+        for key, has in self.ledger.known(list(held)).items():
+            # Its call may have a newer row, whose line was damaged.
+            asked_at = entry_of(key, orjson.loads(held[key])).asked_at or 0
+            if has.state is CallState.ROW and (has.asked_at or asked_at) >= asked_at:
+                del held[key]
+        if held:
+            self._replay(segment, append_rows(self.folder, segment, held))
+
     def _replay(self, segment: int, start: int) -> None:
         """Settle a journal's lines from start on, in batches; at least one, which commits the journal's length."""
         entries: list[Entry] = []
@@ -378,7 +392,7 @@ class _Recovery:
             end = record.end
             if record.state == CallState.ROW:
                 entries.append(entry_of(record.key, orjson.loads(record.payload)))
-            elif record.state != VOID:
+            elif record.state not in (VOID, HELD):
                 asked_at = seconds_since_1970(str(asked)) if asked else None
                 entries.append(Entry(record.key, CallState(record.state), record.payload, asked_at=asked_at))
             if len(entries) >= _BATCH_RECORDS:

@@ -10,7 +10,7 @@ import orjson
 
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Query
-from harvester.bitly.verdicts import Answer
+from harvester.bitly.verdicts import Answer, Failure, Unknown, Unreadable
 from harvester.clock import seconds_since_1970
 from harvester.jsonlines import one_line
 from harvester.progress import Carried
@@ -105,6 +105,19 @@ class RowBuilder:
 
     def _is_truncated(self, answer: Answer) -> bool:
         return self._facet.is_full(answer.metrics, answer.larger_size or self.query.size)
+
+    def failed_call(self, kind: str, bitlink: str, file: str, line: int, verdict: Failure, attempts: int) -> bytes:
+        """Return the line of `_failures.ndjson` about a call with this last verdict; the rest is as for `failure`."""
+        return self.failure(
+            kind,
+            bitlink=bitlink,
+            file=file,
+            line=line,
+            status=verdict.status,
+            message=verdict.message,
+            attempts=attempts,
+            body=verdict.body if isinstance(verdict, Unreadable | Unknown) else None,
+        )
 
     def failure(
         self,

@@ -9,10 +9,9 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Unknown, Unreadable, Verdict, is_plain_no
+from harvester.bitly.verdicts import Answer, Failure, NoAnswer, Refused, Verdict, is_plain_no
 from harvester.budget.budget import Budget
 from harvester.client.client import Client
 from harvester.client.held_verdicts import STREAK, Place
@@ -23,7 +22,7 @@ from harvester.errors import InputBroken, OutputError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.jsonlines import object_in, one_line
 from harvester.links.batch import Feed
-from harvester.rows.call import FAILED_STATE, REFUSED_STATE, ROW_STATE, WHOLE, CallState
+from harvester.rows.call import FAILED_STATE, REFUSED_STATE, ROW_STATE, WHOLE, CallState, Shortfall
 from harvester.run.abort_rules import AbortRules, WindowGuard, nobody_answered, stop_for_invalid
 from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, Heartbeat
 from harvester.run.telemetry import PROGRESS_SECONDS
@@ -53,7 +52,7 @@ class HarvestOptions:
     """
 
     workers: int
-    allowance: Allowance = field(default_factory=partial(Allowance, None))
+    allowance: Allowance = field(default_factory=lambda: Allowance(None))
     to_make: int | None = None
     retry_failed: bool = False
     retry_refused: bool = False
@@ -162,8 +161,7 @@ class Harvest:
     async def _cancel_after_grace(self) -> None:
         # An attempt in flight is already counted against the month, and its answer would be lost with its task: so a
         # shutdown first stops the hand-out of calls alone, and cancels what is left only after GRACE_SECONDS. A reader
-        # of standard output and an object store get the same time before nobody waits for them any more. What is
-        # cancelled has no verdict, stays pending, and is fetched by the next run.
+        # of standard output and an object store get the same time. What is cancelled without a verdict stays pending.
         await self._shutdown.wait()
         self._client.calls_ended()
         await asyncio.sleep(GRACE_SECONDS)
@@ -233,17 +231,17 @@ class Harvest:
 
     async def _work(self, group: asyncio.TaskGroup) -> None:
         """Make calls until there are no more."""
-        try:
+        with suppress(RunStopping):
             while (call := await self._next()) is not None:
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not FAILED_STATE)
+                if self._client.completion.is_due(verdict):
+                    verdict = await self._completed(call, verdict)
                 if isinstance(verdict, Answer):
                     self._settle(call, verdict, 1)
                 else:
                     await self._settle_or_doubt(group, call, verdict)
                 if self._dataset.backlogged:
                     await self._wait_for_disk()
-        except RunStopping:
-            return
 
     async def _settle_or_doubt(self, group: asyncio.TaskGroup, call: Call, verdict: Verdict) -> None:
         """Settle a call whose first attempt was not answered, or find its last verdict in the retry room."""
@@ -252,8 +250,7 @@ class Harvest:
         # most RETRY_ROOM such tasks; beyond that a worker repeats its call itself, which slows the run down just when
         # nearly everything fails. A definite no gets a task, in which it is doubted: at most a STREAK, and one for each
         # worker, which takes no call while a known-good link is asked; or as many as there is room for, where it
-        # waits for the first answer to anybody. The connections stay those of the pool: repeats and first attempts
-        # share them.
+        # waits for the first answer to anybody. Repeats and first attempts share the connections of the pool.
         place, final = self._client.place_of(verdict), self._client.is_final(verdict)
         if held := final and is_plain_no(verdict) and self._retrying < RETRY_ROOM:
             if stop := self._rules.see(verdict):
@@ -289,16 +286,18 @@ class Harvest:
         # A plain no is settled already, so that no kill loses it, and taken back if the server refuses everything. If
         # the process is killed before that is known, the next run doubts it again. Where nobody was ever answered it is
         # held instead, because a kill must leave it open.
-        settled = is_plain_no(first) and not held
+        settled = first if is_plain_no(first) and not held else None
         verdict, attempts = None, 0
         try:
             with suppress(RunStopping):
                 verdict, attempts = await self._client.conclude(call.link.bitlink, first, place)
+                if self._client.completion.is_due(verdict):
+                    verdict = await self._completed(call, verdict)
         finally:
             self._retrying -= 1
             if settled and not isinstance(verdict, Refused):
-                self._take_back(call.key, self._failure("failed", call, first, 1))
-                self.progress.take_back_refusal(first.status if isinstance(first, Refused) else None, call)
+                self._take_back(call.key, self._dataset.rows.failed_call("failed", *call.link[:3], settled, 1))
+                self.progress.take_back_refusal(settled.status, call)
         if verdict is None or (settled and isinstance(verdict, Refused)):
             return
         if settled:
@@ -307,6 +306,18 @@ class Harvest:
             self.progress.pending += 1
             self.progress.repeated += 1
         self._settle(call, verdict, attempts, seen=held and isinstance(verdict, Refused))
+
+    async def _completed(self, call: Call, first: Answer) -> Verdict:
+        """Return an answer with the metrics that it lacks, or as it is; no kill loses it meanwhile: it was paid for."""
+        try:
+            self._dataset.hold(call.key, self._row(call, first))
+            return await self._client.completion.of(call.link.bitlink, first)
+        except OutputError as error:
+            self._shutdown.request(Stop(StopReason.OUTPUT, str(self._dataset.cause_of(error))))
+        except asyncio.CancelledError:  # GRACE_SECONDS are over
+            if self._shutdown.stop is None:
+                raise
+        return first
 
     async def _doubt_again(self, key: bytes, line: bytes) -> None:
         """Take an earlier run's refusal back if the server is found to refuse everything."""
@@ -331,8 +342,7 @@ class Harvest:
         """
         # Nothing is awaited between the answer and its journal line, or the task could be cancelled in between: an
         # answer that was paid for would be lost, and the call be bought again. That is why this is no coroutine, and
-        # why the journal is written in the event loop's own thread: one short write that needs no sync (the commit
-        # does that) is cheaper than a hand-over to a thread.
+        # why the journal is written in the event loop's own thread: one short write costs less than a hand-over.
         if self.window is not None and isinstance(verdict, Answer) and not self.window.accepts(verdict, call.link):
             return
         stop = None if seen else self._rules.see(verdict)
@@ -349,37 +359,27 @@ class Harvest:
             self._committer.commit_soon()
 
     def _record_row(self, call: Call, answer: Answer) -> None:
-        link, fetched_at = call.link, iso_second(int(time.time()))
         shortfall = self._dataset.rows.shortfall(answer)
-        line = self._dataset.rows.row(link.bitlink, call.key, answer, fetched_at, link.carried, lacks=shortfall)
+        line = self._row(call, answer, shortfall)
         self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall, call.lacked, answer.clicks_listed)
         self._telemetry.throughput.count_verdict()
         self.progress.count_row(call, truncated=shortfall.truncated, clipped=shortfall.clipped)
+
+    def _row(self, call: Call, answer: Answer, lacks: Shortfall | None = None) -> bytes:
+        link, now = call.link, iso_second(int(time.time()))
+        return self._dataset.rows.row(link.bitlink, call.key, answer, now, link.carried, lacks=lacks)
 
     def _record_failure(self, call: Call, verdict: Failure, attempts: int) -> None:
         # A server that does not know the path, or has never answered anybody, may be the wrong one, or be asked with
         # another account's token: its refusals count as failures, which later runs try again.
         refused = is_plain_no(verdict) and bool(self._client.known_good.links)
         self._unproven += isinstance(verdict, Refused) and not refused
-        line = self._failure("refused" if refused else "failed", call, verdict, attempts)
+        line = self._dataset.rows.failed_call("refused" if refused else "failed", *call.link[:3], verdict, attempts)
         state = REFUSED_STATE if refused else FAILED_STATE
         self._dataset.record(call.key, state, line, call.previous, WHOLE, call.lacked)
         self._observer.failure(line)
         self._telemetry.throughput.count_verdict()
         self.progress.count_without_row(verdict.status, call, refused=refused)
-
-    def _failure(self, kind: str, call: Call, verdict: Verdict, attempts: int) -> bytes:
-        assert isinstance(verdict, Failure)
-        return self._dataset.rows.failure(
-            kind,
-            bitlink=call.link.bitlink,
-            file=call.link.file,
-            line=call.link.line,
-            status=verdict.status,
-            message=verdict.message,
-            attempts=attempts,
-            body=verdict.body if isinstance(verdict, Unreadable | Unknown) else None,
-        )
 
     # --- beside the calls ------------------------------------------------------------------------------------------
 

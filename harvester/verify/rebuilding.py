@@ -15,6 +15,7 @@ import orjson
 
 from harvester.bitly.query import Query
 from harvester.dataset.journal import (
+    HELD,
     RECENT_FAILURES,
     VOID,
     Gap,
@@ -343,7 +344,7 @@ class Rebuilding:
                         waiting.add(record.key)
                     elif record.state == CallState.REFUSED and not has:
                         refused.add(record.key)
-                    self.tally.journal_lines += record.state != VOID
+                    self.tally.journal_lines += record.state not in (VOID, HELD)
             self.tally.journals += 1
             self.tally.damaged_lines += len(found.gaps)
             self._published[segment] = Survey(found.size, found.end, [*found.gaps, *published], found.unended)

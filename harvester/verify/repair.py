@@ -205,9 +205,11 @@ class _Repairing:
                 query = Query(**{field.name: row[field.name] for field in fields(Query)})
                 part_format = PartFormat(form, shape, query.facet)
                 return Origin(row["run_id"], query, part_format, row["fetched_at"], number)
+        state = self._location.private
+        begin = f". If not, remove {state} and run the same command again" if os.path.isdir(state) else ""
         raise UsageError(
             f"nothing to repair at {self._location.out}: it has no manifest, no ledger and no rows of "
-            "harvester's (was there a --work-dir?)"
+            f"harvester's (was there a --work-dir?){begin}"
         )
 
     def _first_rows(self) -> Iterator[tuple[Format, Shape, dict[str, Any]]]:

@@ -112,7 +112,10 @@ def _read_consistently(output: Output) -> tuple[list[str], bytes]:
                 break
             time.sleep(_REREAD_SECONDS)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"nothing to verify at {output.name}: {path} does not exist") from error
+        raise UsageError(
+            f"nothing to verify at {output.name}: {path} does not exist. A run writes it in its first moments: run the "
+            "same command again, or name the --out of another"
+        ) from error
     return names, text
 
 

@@ -18,7 +18,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -29,8 +28,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harvester.run.harvest import RETRY_ROOM
+from harvester.rows.encode import Format, PartFormat
+from harvester.rows.schema import Shape
 from harvester.sandbox import metrics_for
+from harvester.signals import ENDING
 from tests.crash.chaos_damage import HARMS, Damage, Place, known_to
 from tests.crash.chaos_runs import Ended, Fault, Runs
 from tests.crash.chaos_server import FAULTS, Mood, ServerProcess
@@ -65,8 +66,10 @@ ADVICE = re.compile(
     r"/\S+:\d+: not JSON|FAILED: \d+ problem",
     re.IGNORECASE,
 )
-CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9}
-TERMINATED_BEFORE_IT_BEGAN = 128 + signal.SIGTERM
+CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9, *(128 + number for number in ENDING)}
+PYTHONS_OWN = re.compile(r"Traceback|Exception ignored|never awaited|never retrieved|\w+Warning: ")
+FACETS = ("referrers", "countries", "cities", "devices", "referring_domains")
+DAYS = ("2026-01-05", "2026-01-06")
 
 
 @dataclass
@@ -115,25 +118,29 @@ class Scenario:
         self._number = 0
         self._links = self._new_links(self._rng.randint(20, 120))
         self._ever = set(self._links)
-        self._place, self._given = self._form()
+        self._places, self._given = self._form()
+        self._jumped = False
         self._connections: int = self._given["connections"]
         self._damage: list[Damage] = []
         self._allowed = 0
         self._notices = ""
         self._torn = False  # the power was cut, so what a growing file's end holds is cut off by the next run
 
-    def _form(self) -> tuple[Place, dict[str, Any]]:
-        """Draw the output's form, and the options of all runs."""
+    def _form(self) -> tuple[list[Place], dict[str, Any]]:
+        """Draw the form of the outputs, and the options of all runs."""
         rng = self._rng
         name = rng.choice(("out", "out", "results.ndjson"))
-        out = self._disk / name
-        public = out if name == "out" else out.with_name(name + ".harvester")
-        work = self._disk / "work" if rng.random() < 0.15 else None
-        private = work or (out / "_harvester" if name == "out" else public)
+        facets = tuple(rng.sample(FACETS, 2)) if rng.random() < 0.15 else (rng.choice((FACETS[0], *FACETS)),)
+        days = DAYS[: rng.randint(1, 2)] if rng.random() < 0.15 else ()
+        folder = self._disk / ("{facet}" if len(facets) > 1 else "") / ("{dt}" if len(days) > 1 else "")
+        out, work = folder / name, None
+        if rng.random() < 0.15:
+            work = str(self._disk / "work" / folder.relative_to(self._disk))
         host = "localhost" if rng.random() < 0.2 else "127.0.0.1"
+        formats = (None, "ndjson", "ndjson.gz", "ndjson.gz", "parquet")
         given: dict[str, Any] = {
             "out": str(out),
-            "work_dir": str(work) if work else None,
+            "work_dir": work,
             "state_dir": str(self._disk / "state"),
             "base_url": f"http://{host}:{self._server.port}/v4",
             "per_minute": 0,
@@ -143,14 +150,32 @@ class Scenario:
             "timeout": "2s",
             "outage_limit": "1s",
             "part_rows": rng.choice((3, 10, 25, 1_000_000)),
-            "format": rng.choice((None, "ndjson", "ndjson.gz")) if name == "out" else None,
+            "format": rng.choice(formats) if name == "out" else None,
             "shape": rng.choice((None, None, "flat")) if name == "out" else None,
             "size": rng.choice((50, 50, 4)),
             "complete": rng.random() < 0.3,
             "transport": rng.choice(("auto", "auto", "session")),
+            "facet": facets,
+            "carry": "campaign" if rng.random() < 0.2 else None,
+            "group": "Ba1bc23dE4F" if rng.random() < 0.12 else None,
+            "since": days[0] if days else None,
+            "until": days[-1] if days else None,
+            "refresh": "30d" if not days and rng.random() < 0.15 else None,
         }
+        if given["group"]:
+            given["carry"] = None
+        if given["carry"]:
+            given["list_format"] = "csv"
         self.said.append(" ".join(f"{name}={value}" for name, value in given.items() if value is not None))
-        return Place(out, public, private, self._disk / "state"), given
+        return [self._place(out, work, facet, day) for facet in facets for day in days or ("",)], given
+
+    def _place(self, out: Path, work: str | None, facet: str, day: str) -> Place:
+        """Return the files of one facet and period. out, work: with the placeholders of the options."""
+        filled = Path(str(out).format(facet=facet, dt=day))
+        work = work and work.format(facet=facet, dt=day)
+        public = filled if filled.suffix == "" else filled.with_name(filled.name + ".harvester")
+        private = Path(work) if work else (filled / "_harvester" if filled.suffix == "" else public)
+        return Place(filled, public, private, self._disk / "state", work, facet, day)
 
     def _new_links(self, count: int) -> list[str]:
         refused = self._rng.choice((0.0, 0.0, 0.1, 0.3))
@@ -165,10 +190,10 @@ class Scenario:
 
     def play(self) -> Tally:
         rng, disturbed = self._rng, self._rng.choice((1, 2, 2, 3, 3, 4, 5))
-        self._server.tell(Mood(), new=True)
+        self._server.tell(Mood(), group=self._links)
         self._write_list()
         for number in range(disturbed):
-            if number and rng.random() < 0.35:
+            if number and rng.random() < 0.35 and not self._given["group"]:  # whose links are listed once
                 self._edit_list()
             if number and rng.random() < 0.15:
                 self._harm()
@@ -180,6 +205,9 @@ class Scenario:
 
     def _write_list(self) -> None:
         rng, lines = self._rng, []
+        if self._given["carry"]:
+            self._write_table()
+            return
         for link in self._links:
             lines.append(rng.choice(DECORATED).format(link))
             if rng.random() < 0.08:
@@ -189,6 +217,13 @@ class Scenario:
         if rng.random() < 0.5:
             rng.shuffle(lines)
         self._list.write_text("".join(f"{line}\n" for line in lines))
+
+    def _write_table(self) -> None:
+        """Write the list with a column to carry; a link's first line counts."""
+        lines = [f"{link},{campaign_of(link)}" for link in self._links]
+        self._rng.shuffle(lines)
+        lines += [f"{link},another" for link in self._links[:3]]
+        self._list.write_text("\n".join(["link,campaign", *lines]) + "\n")
 
     def _edit_list(self) -> None:
         rng = self._rng
@@ -205,8 +240,8 @@ class Scenario:
 
     def _harm(self) -> None:
         """Damage a file. What it destroyed may be bought again, if that is said, or if nobody can know."""
-        harm = self._rng.choice(HARMS)
-        damage = harm(self._place, random.Random(self._rng.random()))
+        harm, place = self._rng.choice(HARMS), self._rng.choice(self._places)
+        damage = harm(place, random.Random(self._rng.random()))
         if damage:
             self._damage.append(damage)
             self._allowed += damage.silent
@@ -225,24 +260,14 @@ class Scenario:
         seen = self._seen()
         ended = self._run(fault, given, commit)
         self._allowed += self._server.tell(Mood())["cut"] - cut
-        if ended.code is None or fault.kind.startswith("fail"):
-            self._allowed += self._in_flight(mood)
+        if ended.code is None or ended.code > 128 or fault.kind.startswith("fail"):
+            self._allowed += self._connections  # the calls in flight
         if disk:
             self._cut_power(disk)
         elif self._torn:
             self._torn = ended.code is None
         else:
             self._only_grew(seen)
-
-    def _in_flight(self, mood: Mood) -> int:
-        """How many answers a kill may cost.
-
-        A call may have two answers before it has a row, that of --max-size too; and where the server fails, calls wait
-        in the retry room with the first of them.
-        """
-        if not self._given["complete"]:
-            return self._connections
-        return 2 * self._connections + RETRY_ROOM * bool(mood.share or mood.dies_after >= 0)
 
     def _mood(self) -> Mood:
         rng = self._rng
@@ -262,8 +287,9 @@ class Scenario:
         seconds, nth = rng.uniform(0.0, 0.25), int(rng.expovariate(1 / 40)) + 1
         match rng.choice(("", "signal", "signal", "kill", "kill", "fail", "fail", "power cut", "clock", "other")):
             case "signal":
-                kind = rng.choice(("SIGKILL", "SIGKILL", "SIGTERM", "SIGSTOP"))
-                return Fault(kind, seconds, jump_seconds=rng.uniform(0.01, 0.3))
+                kind = rng.choice(("SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGSTOP"))
+                twice = kind not in {"SIGKILL", "SIGSTOP"} and rng.random() < 0.3
+                return Fault(kind, seconds, jump_seconds=rng.uniform(0.001, 0.3), twice=twice)
             case "kill":
                 return Fault(rng.choice(("kill before", "kill after")), nth=nth)
             case "fail":
@@ -281,7 +307,9 @@ class Scenario:
 
     def _run(self, fault: Fault, given: dict[str, Any], commit: int) -> Ended:
         begun = time.monotonic()
-        ended = self._runs.run([str(self._list)], {**self._given, **given}, fault, commit)
+        lists = [] if self._given["group"] else [str(self._list)]
+        ended = self._runs.run(lists, {**self._given, **given}, fault, commit)
+        self._jumped = self._jumped or fault.kind == "clock"
         self._allowed += self._runs.asked_again()
         self.tally.faults[fault.kind or "none"] += 1
         self._judge(ended, f"{fault}, {given}: {time.monotonic() - begun:.2f} s")
@@ -296,11 +324,9 @@ class Scenario:
         self.said += [f"    {line}" for line in ended.log.splitlines()]
         if ended.hung:
             self._finding("unclear", f"hung: {what}")
-        elif ended.code == TERMINATED_BEFORE_IT_BEGAN:
-            pass  # Python may say that the coroutine of the run was never awaited
-        elif "Traceback" in ended.log or ended.code not in CODES | {None}:
+        elif PYTHONS_OWN.search(ended.log) or ended.code not in CODES | {None}:
             self._finding("unclear", f"exit code {ended.code}: {ended.log[-300:]}")
-        elif ended.code:
+        elif ended.code and ended.code < 128:
             text = _without_numbers(ended.log)
             self.tally.messages[f"{ended.code} {text}"] += 1
             if not ADVICE.search(ended.log):
@@ -313,12 +339,12 @@ class Scenario:
         disk.do(self._runs.operations())
         disk.lose_power(loss, self._rng.random())
         answered = len(self._server.tell()["answered"])
-        rows = known_to(self._place.ledger).rows
+        rows = sum(known_to(place.ledger).rows for place in self._places)
         self._allowed += max(answered - rows, 0)
         self.said.append(f"the power is cut, what was not synced is {loss}; {rows} rows are known")
 
     def _seen(self) -> dict[Path, bytes]:
-        return {path: path.read_bytes() for path in self._place.published}
+        return {path: path.read_bytes() for place in self._places for path in place.published}
 
     def _only_grew(self, before: dict[Path, bytes]) -> None:
         after = self._seen()
@@ -340,64 +366,92 @@ class Scenario:
                 break
         if ended.code != 0 and not (self._damage and ended.code == 8):
             self._finding("wrong", f"the last run ended with {ended.code}: {ended.log[-300:]}")
-        verified = self._runs.verify(self._place.out, self._given["work_dir"])
-        self._judge(verified, "verify")
         harmed = any(damage.public for damage in self._damage)
-        if verified.code != 0 and ended.code == 0 and not harmed:
-            self._finding("wrong", f"verify: {verified.log[-400:]}")
-        if ended.code == 0 and not (harmed and verified.code):
-            self._check_rows()
+        for place in self._places:
+            if not place.public.exists():  # a run that an output was wrong for begins no other
+                continue
+            verified = self._runs.verify(place.out, place.work_dir)
+            self._judge(verified, f"verify {place.out.relative_to(self._disk)}")
+            if verified.code != 0 and ended.code == 0 and not harmed:
+                self._finding("wrong", f"verify: {verified.log[-400:]}")
+            if ended.code == 0 and not (harmed and verified.code):
+                self._check_rows(place)
         if ended.code == 0:
             self._check_calls()
 
     def _follow_advice(self, log: str) -> bool:
         """Do what a message says; False if it says nothing that a program could do."""
-        out, work_dir = self._place.out, self._given["work_dir"]
         if "harvester repair" in log:
-            repaired = self._runs.repair(out, work_dir, apply=True, ask_again=False)
-            self._judge(repaired, "repair --apply")
-            if repaired.code and "--ask-again" in repaired.log:
-                repaired = self._runs.repair(out, work_dir, apply=True, ask_again=True)
-                self._judge(repaired, "repair --apply --ask-again")
-            return repaired.code == 0
+            named = [place for place in self._places if re.search(rf"{re.escape(str(place.out))}[\s`:,]", log)]
+            return all(self._repair(place) for place in named or self._places)
         if "budget.sqlite" in log:
             self._remove_budget()
             return True
         return False
 
+    def _repair(self, place: Place) -> bool:
+        repaired = self._runs.repair(place.out, place.work_dir, apply=True, ask_again=False)
+        self._judge(repaired, "repair --apply")
+        if repaired.code and "--ask-again" in repaired.log:
+            repaired = self._runs.repair(place.out, place.work_dir, apply=True, ask_again=True)
+            self._judge(repaired, "repair --apply --ask-again")
+        if found := re.search(r"remove (\S+) and run the same command again", repaired.log):
+            shutil.rmtree(found[1])
+            return True
+        return repaired.code == 0
+
     def _remove_budget(self) -> None:
-        for file in self._place.state.glob("budget.sqlite*"):
+        for file in self._places[0].state.glob("budget.sqlite*"):
             file.unlink()
 
-    def _check_rows(self) -> None:
-        """Each link of the list has a row or a refusal; nothing has two."""
+    def _check_rows(self, place: Place) -> None:
+        """Each link of the list has a row or a refusal; nothing has two, but for rows that were refreshed."""
+        shape = Shape(self._given["shape"] or "nested")
         try:
-            lines = [line for path in self._place.published for line in content(path).split(b"\n")[:-1]]
-            rows = Counter(json.loads(line)["bitlink"] for line in lines)
-            failures = (self._place.public / "_failures.ndjson").read_text().splitlines()
-        except (OSError, ValueError, EOFError) as error:
-            self._finding("wrong", f"the output cannot be read, and verify is content: {error}")
+            found = [row for path in place.published for row in self._rows_in(path, shape, place.facet)]
+            failures = (place.public / "_failures.ndjson").read_text().splitlines()
+            known = [json.loads(line) for line in failures]
+            own = Counter((row["bitlink"], row["unit_reference"]) for row in found)
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+            self._finding("wrong", f"the output cannot be read, and verify is content: {error!r}")
             return
-        known = [json.loads(line) for line in failures]
         refused = Counter(each["bitlink"] for each in known if each["kind"] == "refused")
-        self.tally.rows_checked += len(lines)
-        expected = {link: self._rows_of(link, lines) for link in rows} if self._given["shape"] == "flat" else {}
+        self.tally.rows_checked += len(found)
+        firsts = {(row["bitlink"], row["unit_reference"]): row for row in reversed(found)}
+        rows: dict[str, list[float]] = {}
+        for (link, reference), lines in own.items():
+            whole = _rows_of(firsts[link, reference]) if shape is Shape.FLAT else 1
+            rows.setdefault(link, []).append(lines / whole)
         for link in sorted(self._ever | set(rows) | set(refused)):
-            count = rows[link] / expected.get(link, 1) + refused[link]
-            if count > 1:
-                self._finding("doubled", f"{link} has {rows[link]} rows and {refused[link]} refusals")
+            counts = rows.get(link, [])
+            count = (max(counts, default=0) if self._given["refresh"] else sum(counts)) + refused[link]
+            if count > 1 and not (self._given["refresh"] and refused[link]):
+                self._finding("doubled", f"{place.out}: {link} has {counts} rows and {refused[link]} refusals")
             elif count < 1 and (count or link in self._links):
                 failed = [each for each in known if each.get("bitlink") == link]
-                self._finding("lost", f"{link} has no row, but {failed}")
+                self._finding("lost", f"{place.out}: {link} has {counts} rows, but {failed}")
+        self._check_contents(place, list(firsts.values()))
 
-    def _rows_of(self, link: str, lines: list[bytes]) -> int:
-        """Count the rows that a link has in flat files: one for each of its metrics, or one without any."""
-        first = next(row for row in map(json.loads, lines) if row["bitlink"] == link)
-        found = metrics_for(link, first["facet"], first["size"], first["unit"], first["units"], first["unit_reference"])
-        return max(1, len(found["metrics"]))
+    def _rows_in(self, path: Path, shape: Shape, facet: str) -> list[dict[str, Any]]:
+        if path.suffix == ".parquet":
+            return self._runs.rows_of(path, PartFormat(Format.PARQUET, shape, facet))
+        return [json.loads(line) for line in content(path).split(b"\n")[:-1]]
+
+    def _check_contents(self, place: Place, rows: list[dict[str, Any]]) -> None:
+        """The rows are those of the facet and the period, with what the list has of their links."""
+        for row in rows:
+            if row["facet"] != place.facet or (place.day and row["period_start"][:10] != place.day):
+                self._finding("wrong", f"{place.out} has the row of another output: {row}")
+            if self._given["carry"] and dict(row["carried"] or ()) != {"campaign": campaign_of(row["bitlink"])}:
+                self._finding("wrong", f"{place.out}: {row['bitlink']} carries {row['carried']}")
 
     def _check_calls(self) -> None:
-        answered = Counter(self._server.tell()["answered"])
+        if self._given["refresh"] and self._jumped:  # answers may have been old enough to be asked for again
+            return
+        answered: Counter[str] = Counter()
+        for call, count in self._server.tell()["answered"].items():
+            # Without a period the window ends when the output is begun: a clock that jumped before may have moved it.
+            answered[call if self._given["since"] else call.rpartition(" ")[0]] += count
         repeated = answered.total() - len(answered)
         noticed = re.search(r"made again|harvester repair|damaged|missing from", self._notices)
         allowed = self._allowed + (sum(damage.answers for damage in self._damage) if noticed else 0)
@@ -410,6 +464,17 @@ class Scenario:
         setattr(self.tally, kind, getattr(self.tally, kind) + count)
         self.tally.findings.append(f"seed {self.seed}: {kind}: {text}")
         self.said.append(f"*** {kind}: {text}")
+
+
+def campaign_of(link: str) -> str:
+    """Return what the list says of a link, which its row carries."""
+    return f"campaign {sum(link.encode()) % 7}"
+
+
+def _rows_of(row: dict[str, Any]) -> int:
+    """Count the rows that a link has in flat files: one for each of its metrics, or one without any."""
+    asked = (row[name] for name in ("bitlink", "facet", "size", "unit", "units", "unit_reference"))
+    return max(1, len(metrics_for(*asked)["metrics"]))
 
 
 def _without_numbers(log: str) -> str:

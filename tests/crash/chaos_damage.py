@@ -14,12 +14,18 @@ from harvester.dataset import journal
 
 @dataclass(frozen=True)
 class Place:
-    """A scenario's files: its output, the folder of its `_` files, that of its private state, and the budget's."""
+    """An output's files: the output, the folder of its `_` files, that of its private state, and the budget's.
+
+    work_dir: where the private state is, if that was chosen. facet: the output's. day: its period, empty for none.
+    """
 
     out: Path
     public: Path
     private: Path
     state: Path
+    work_dir: str | None = None
+    facet: str = "referrers"
+    day: str = ""
 
     @property
     def published(self) -> list[Path]:

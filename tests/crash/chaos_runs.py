@@ -22,12 +22,15 @@ import platformdirs  # noqa: F401 - imported here as all that a run needs, so th
 import psutil  # noqa: F401
 
 from harvester.cli import harvesting, outputs
-from harvester.cli.exit_codes import die_of_signals, observer_for, report_error
+from harvester.cli.exit_codes import observer_for, report_error
 from harvester.client import attempt
 from harvester.client.circuit_breaker import BreakerRules
 from harvester.client.client import ClientSettings
 from harvester.config.options import RunOptions, made_of
+from harvester.rows.decode import HashingReader, rows_of
+from harvester.rows.encode import PartFormat
 from harvester.run import assembly, harvest, job  # noqa: F401
+from harvester.signals import ENDING, end_at_once, signals_held
 from harvester.verify import repair, repair_text, verify  # noqa: F401
 from tests.support.file_operations import Observer, Operation, put_in_place
 from tests.support.killed_forks import Faults, Killer, Recorder
@@ -35,7 +38,7 @@ from tests.support.killed_forks import Faults, Killer, Recorder
 T = TypeVar("T")
 HANGS_SECONDS = 60.0
 """A run that takes longer than this hangs."""
-SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGSTOP": signal.SIGSTOP}
+SIGNALS = {name: signal.Signals[name] for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGSTOP")}
 _KILL_WITH_PARENT = 1, signal.SIGKILL
 """PR_SET_PDEATHSIG: https://man7.org/linux/man-pages/man2/PR_SET_PDEATHSIG.2const.html"""
 
@@ -44,9 +47,9 @@ _KILL_WITH_PARENT = 1, signal.SIGKILL
 class Fault:
     """What happens to a run.
 
-    kind: `SIGKILL`, `SIGTERM` or `SIGSTOP` after so many seconds; `kill before` or `kill after` the nth operation on a
-    file, `power cut` after it; `fail` and `fail on`, where the nth operation of this name has this error; `clock`, a
-    jump by so many seconds; `dns`, where the first n names are not found; empty for nothing.
+    kind: a signal after so many seconds, perhaps twice; `kill before` or `kill after` the nth operation on a file,
+    `power cut` after it; `fail` and `fail on`, where the nth operation of this name has this error; `clock`, a jump by
+    so many seconds; `dns`, where the first n names are not found; empty for nothing.
     """
 
     kind: str = ""
@@ -55,11 +58,12 @@ class Fault:
     nth: int = 0
     error: int = 0
     jump_seconds: float = 0.0
+    twice: bool = False
 
     def __str__(self) -> str:
         match self.kind:
-            case "SIGKILL" | "SIGTERM" | "SIGSTOP":
-                return f"{self.kind} after {self.seconds * 1000:.0f} ms"
+            case name if name in SIGNALS:
+                return f"{self.kind} after {self.seconds * 1000:.0f} ms{', twice' if self.twice else ''}"
             case "fail" | "fail on":
                 lasting = ", as have all after it" if self.kind == "fail on" else ""
                 return f"{self.operation} {self.nth} has {errno.errorcode[self.error]}{lasting}"
@@ -142,6 +146,22 @@ class Runs:
         work = partial(outputs.repair, str(out), apply=apply, ask_again=ask_again, choice=choice)
         return self._wait(self._fork(work), Fault())
 
+    def rows_of(self, path: Path, part_format: PartFormat) -> list[dict[str, Any]]:
+        """Read a published file; in a fork, because what reads Parquet has threads. Raises ValueError if it cannot."""
+        found = self._operations.with_name("rows")
+
+        def work() -> int:
+            with path.open("rb") as stream:
+                rows = [row for _, row in rows_of(HashingReader(stream), part_format)]
+            found.write_bytes(pickle.dumps(rows))
+            return 0
+
+        ended = self._wait(self._fork(work), Fault())
+        if ended.code:
+            raise ValueError(ended.log)
+        rows: list[dict[str, Any]] = pickle.loads(found.read_bytes())
+        return rows
+
     def operations(self) -> list[Operation]:
         """Those of the last run, whose power was cut."""
         found: list[Operation] = pickle.loads(self._operations.read_bytes())
@@ -176,9 +196,12 @@ class Runs:
 
     def _fork(self, work: Callable[[], int]) -> int:
         Path(self._log).write_text("")  # for one that is killed before it has begun
-        child = os.fork()
-        if child == 0:
-            _leave(work, self._log)
+        with signals_held():
+            child = os.fork()
+            if child == 0:
+                end_at_once()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+                _leave(work, self._log)
         return child
 
     def _wait(self, child: int, fault: Fault) -> Ended:
@@ -190,6 +213,8 @@ class Runs:
                 if fault.kind == "SIGSTOP":
                     time.sleep(fault.jump_seconds)
                     os.kill(child, signal.SIGCONT)
+                elif fault.twice and not _ended(process.fileno(), fault.jump_seconds):
+                    os.kill(child, SIGNALS[fault.kind])
             if not _ended(process.fileno(), HANGS_SECONDS):
                 hung = True
                 os.kill(child, signal.SIGKILL)
@@ -213,7 +238,6 @@ def _leave(work: Callable[[], int], path: str) -> NoReturn:
         os.dup2(log, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         warnings.simplefilter("error")
-        die_of_signals()
         try:
             code = work()
         except Exception as error:

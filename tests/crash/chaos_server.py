@@ -1,7 +1,7 @@
 """The server of the chaos runner: the sandbox's answers on raw sockets, with faults that a mood draws.
 
 It runs in a process of its own and takes orders from a socket, a line of JSON each: a mood, or `{}`, which asks for the
-counts since the last `{"new": true}`. Every order is answered by the counts.
+counts since the last `{"new": true}`, which also has the links of the group. Every order is answered by the counts.
 """
 
 import asyncio
@@ -11,14 +11,17 @@ import random
 import signal
 import socket
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from harvester.sandbox import metrics_for
 
 FAULTS = ("500", "503", "429", "reset", "torn", "slow", "html", "hangup")
+_PAGE = 20
+"""Links on a page of the group's."""
 _REFUSED = {"missing": (404, "NOT_FOUND"), "gone": (410, "GONE")}
 
 
@@ -42,8 +45,8 @@ class Mood:
 class Server:
     """A loopback server whose port stays its own while it is down.
 
-    answered: successful answers that were sent, by bitlink and size. cut: answers that a death may have cut off.
-    faults: those that requests met, by kind.
+    answered: successful answers that were sent, by bitlink, size, facet and day of the window's end. cut: answers that
+    a death may have cut off. faults: those that requests met, by kind.
     """
 
     def __init__(self) -> None:
@@ -62,6 +65,7 @@ class Server:
         self.requests: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.cut = 0
+        self.links: list[str] = []
 
     def run(self, control: socket.socket) -> None:
         """Serve until the other side of control is closed."""
@@ -73,6 +77,7 @@ class Server:
             order = json.loads(line)
             if order.pop("new", False):
                 self._begin()
+                self.links = order.pop("links")
             if order:
                 await self._be(Mood(**order))
             await asyncio.sleep(0)  # what is on its way to the handlers is counted
@@ -127,16 +132,17 @@ class Server:
     async def _answer(self, target: str, writer: asyncio.StreamWriter) -> None:
         url = urlsplit(target)
         parts = unquote(url.path).split("/")
-        if parts[2:3] != ["bitlinks"]:
+        if parts[2:3] not in (["bitlinks"], ["groups"]):
             writer.write(_wire(404, b"404 page not found"))
             return
-        link = "/".join(parts[3:5])
+        listing = parts[2] == "groups"
+        link = url.query if listing else "/".join(parts[3:5])
         self.requests[link] += 1
         rng = random.Random(f"{self._mood.seed} {link} {self.requests[link]}")
         fault = rng.choice(self._mood.kinds) if self._mood.kinds and rng.random() < self._mood.share else ""
         if fault:
             self.faults[fault] += 1
-        status, body = _good(target, link)
+        status, body = (200, self._page(url.query)) if listing else _good(target, link)
         match fault:
             case "500" | "503":
                 writer.write(_wire(int(fault), b'{"message":"INTERNAL_ERROR"}'))
@@ -153,13 +159,22 @@ class Server:
                 if fault == "slow":
                     await asyncio.sleep(self._mood.slow_seconds)
                 if not writer.transport.is_closing():
-                    self._send(status, body, link, url.query, writer)
+                    self._send(status, body, link, url, writer)
 
-    def _send(self, status: int, body: bytes, link: str, query: str, writer: asyncio.StreamWriter) -> None:
+    def _page(self, query: str) -> bytes:
+        """Return a page of the group's links; its cursor is the number of the next one's first."""
+        begin = int(parse_qs(query).get("search_after", ["0"])[0])
+        following = begin + _PAGE
+        links = [{"id": link, "custom_bitlinks": []} for link in self.links[begin:following]]
+        more = {"next": "https://next.example/", "search_after": str(following)} if self.links[following:] else {}
+        return json.dumps({"links": links, "pagination": more}).encode()
+
+    def _send(self, status: int, body: bytes, link: str, url: SplitResult, writer: asyncio.StreamWriter) -> None:
         writer.write(_wire(status, body))
-        if status == 200:
-            (size,) = parse_qs(query)["size"]
-            self.answered[f"{link} {size}"] += 1
+        asked = {name: value for name, (value,) in parse_qs(url.query).items()}
+        if status == 200 and "size" in asked:  # without one it is the check of a period
+            facet, day = url.path.rpartition("/")[2], asked.get("unit_reference", "-")[:10]
+            self.answered[f"{link} {asked['size']} {facet} {day}"] += 1
         if self._left > 0:
             self._left -= 1
             if self._left == 0:
@@ -174,7 +189,7 @@ def _good(target: str, link: str) -> tuple[int, bytes]:
     asked = {name: value for name, (value,) in parse_qs(urlsplit(target).query).items()}
     facet = urlsplit(target).path.rpartition("/")[2]
     found: dict[str, Any] = metrics_for(
-        link, facet, int(asked["size"]), asked["unit"], int(asked["units"]), asked["unit_reference"]
+        link, facet, int(asked.get("size", 0)), asked["unit"], int(asked["units"]), asked["unit_reference"]
     )
     return 200, json.dumps(found).encode()
 
@@ -220,9 +235,9 @@ class ServerProcess:
         self._control.close()
         os.waitpid(self._pid, 0)
 
-    def tell(self, mood: Mood | None = None, *, new: bool = False) -> dict[str, Any]:
-        """Change the mood, and return the counts. new: begin to count anew."""
-        order = (asdict(mood) if mood else {}) | ({"new": True} if new else {})
+    def tell(self, mood: Mood | None = None, *, group: Sequence[str] | None = None) -> dict[str, Any]:
+        """Change the mood, and return the counts. group: begin to count anew, with these links in the only group."""
+        order = (asdict(mood) if mood else {}) | ({} if group is None else {"new": True, "links": [*group]})
         self._control.sendall(json.dumps(order).encode() + b"\n")
         counts: dict[str, Any] = json.loads(self._answers.readline())
         return counts

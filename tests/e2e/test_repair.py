@@ -266,6 +266,20 @@ def test_a_ledger_that_is_overwritten_while_a_run_has_it_open_is_rebuilt(
     case.finish()
 
 
+def test_a_ledger_that_was_lost_in_a_runs_first_moments_goes_with_its_folder(
+    tmp_path: Path, serve: Callable[..., Served]
+) -> None:
+    """A kill before the first manifest, and the loss of the ledger's log, leave nothing that could be rebuilt."""
+    case = Case(tmp_path, serve())
+    case.private.mkdir(parents=True)
+    for name in ("ledger.sqlite", "journal-00000.journal", "attempts"):
+        (case.private / name).touch()
+    assert harvester(*case.command).returncode == 8
+    assert f"remove {case.private} and run the same command again" in case.repair(code=2)
+    shutil.rmtree(case.private)
+    case.finish()
+
+
 def test_a_healthy_output_a_running_one_and_no_output(tmp_path: Path, serve: Callable[..., Served]) -> None:
     case = Case(tmp_path, serve(latency_ms=20))
     assert "nothing to repair at" in case.repair(code=2)

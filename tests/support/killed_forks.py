@@ -25,9 +25,9 @@ from typing import Any, TypeVar, cast
 # Imported here, so that a fork begins at once.
 from harvester.cli import harvesting
 from harvester.cli.command_line import app as cli
-from harvester.cli.exit_codes import die_of_signals
 from harvester.config.options import RunOptions
 from harvester.run import job  # noqa: F401
+from harvester.signals import die_of_signals
 from harvester.storage import object_store
 from tests.support.file_operations import Operation, put_in_place
 

@@ -304,7 +304,7 @@ class _Rows:
     def key(self, bitlink: str) -> bytes:
         return bitlink.encode()
 
-    def row(self, *_: object) -> bytes:
+    def row(self, *_: object, **__: object) -> bytes:
         return b""
 
     def shortfall(self, _: object) -> Shortfall:

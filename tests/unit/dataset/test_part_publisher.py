@@ -443,7 +443,7 @@ def test_a_journal_of_failures_alone_ends_when_it_is_long(tmp_path: Path) -> Non
 # --- a disk that is full -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("broken", ["part_publisher.write_part", "dataset.Journal"])
+@pytest.mark.parametrize("broken", ["part_publisher.write_part", "journal.Journal.following"])
 async def test_a_run_whose_parts_cannot_be_made_says_so_and_buys_nothing_twice(
     tmp_path: Path, serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:

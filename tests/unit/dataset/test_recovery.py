@@ -201,6 +201,90 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
         assert sorted(finish(out)) == ["a", "b", "c", "d"]
 
 
+def row_of(store: Dataset, name: str, metrics: int) -> bytes:
+    answer = Answer([{"value": name, "clicks": 1}] * metrics, metrics, 90, None)
+    return store.rows.row(f"bit.ly/{name}", store.rows.key(f"bit.ly/{name}"), answer, "2026-11-23T00:00:00Z")
+
+
+def hold(store: Dataset, *names: str) -> None:
+    for name in names:
+        store.hold(store.rows.key(f"bit.ly/{name}"), row_of(store, name, 50))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+@ANY_CUT
+def test_a_row_that_was_held_is_its_calls_row_unless_another_follows(quick_path: Path, form: str, stride: int) -> None:
+    """At any cut: there is one row for each call whose answer had come, the newer one if it is whole."""
+    source = quick_path / "source"
+    source.mkdir()
+    with dataset(source / form) as store:
+        hold(store, "a", "b")
+        settle(store, "c", "a")
+        hold(store, "d")
+    whole = journal(source / form).read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for cut, out in each_cut(source, form, [*cuts(whole, stride), len(whole)]):
+        lines = sum(end <= cut for end in ends)
+        with dataset(out) as store:
+            there = "abcad"[:lines]
+            assert sorted(known(store, *"abcd")) == sorted(set(there))
+            assert store.totals.truncated == len(set(there)) - ("c" in there) - (lines > 3)
+        assert sorted(finish(out)) == sorted(set(there))
+        of_a = [len(row["metrics"]) for row in rows(out) if row["bitlink"] == "bit.ly/a"]
+        assert of_a == ([1 if lines > 3 else 50] if lines else [])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_row_that_is_held_outlives_the_journals_that_were_published_meanwhile(tmp_path: Path, form: str) -> None:
+    location = resolve(str(tmp_path / form))
+    with open_dataset(location, QUERY, PartLimits(1, 1_000_000), print) as store:
+        hold(store, "a", "b")
+        for name in ("c", "d", "b"):
+            settle(store, name)
+            keep(store)
+        assert sorted(row["bitlink"] for row in rows(tmp_path / form)) == ["bit.ly/b", "bit.ly/c", "bit.ly/d"]
+    for _ in range(2):
+        assert sorted(finish(tmp_path / form)) == ["a", "b", "c", "d"]
+
+
+def test_a_row_that_was_held_is_dropped_if_a_published_one_had_followed_it(tmp_path: Path) -> None:
+    """The published row's line in the journal is damaged, so that it does not show there."""
+    out = tmp_path / "results.ndjson"
+    with dataset(out) as store:
+        hold(store, "a")
+        settle(store, "a", "b")
+        keep(store)
+        lines = journal(out).read_bytes().splitlines(keepends=True)
+    path = out.with_name(out.name + ".harvester") / "journal-00000.journal"
+    path.write_bytes(lines[0] + b"x" * (len(lines[1]) - 1) + b"\n" + lines[2])
+    assert finish(out) == ["a", "b"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_refreshed_row_that_was_held_follows_the_one_that_is_published(tmp_path: Path, form: str) -> None:
+    """Twice: another run in the same window does not have it again."""
+    later = replace(QUERY, unit_reference="2026-12-23T00:00:00Z")
+    limits, location = PartLimits(1000, 1_000_000), resolve(str(tmp_path / form))
+    with dataset(tmp_path / form) as store:
+        settle(store, "a", "b")
+        store.end_part()
+        keep(store)
+    for known in (2, 2, 2):
+        with open_dataset(location, later, limits, print, refreshing=True) as store:
+            assert store.totals.rows == known
+            if not store.refreshed:
+                hold(store, "a")
+            store.end_part()
+            keep(store)
+    found = [(row["bitlink"], row["unit_reference"]) for row in rows(tmp_path / form)]
+    assert sorted(found) == [
+        ("bit.ly/a", QUERY.unit_reference),
+        ("bit.ly/a", later.unit_reference),
+        ("bit.ly/b", QUERY.unit_reference),
+    ]
+
+
 def settle_as(store: Dataset, name: str, state: CallState) -> None:
     bitlink = f"bit.ly/{name}"
     key = store.rows.key(bitlink)
