@@ -25,6 +25,7 @@ _LETTER = 8
 _BAR_HEIGHT, _HEIGHT = 22, 200
 _MOST_BARS = 62
 """More periods than these are drawn as an area."""
+_TAG, _ROLE = re.compile("<[^>]*>"), re.compile(r' (?:role|aria-[a-z]+)="[^"]*"')
 _HEAD = re.compile(r'<svg [^>]*?width="([\d.]+)" height="([\d.]+)" viewBox="([^"]*)">')
 _CONFIG = {
     "aria": False,  # the picture as a whole has a title and a description
@@ -213,4 +214,6 @@ def _svg(title: str, description: str, spec: dict[str, Any], width: int, height:
     tag = (
         f'<svg role="img" width="{head[1]}" height="{head[2]}" viewBox="{head[3]}" xmlns="http://www.w3.org/2000/svg">'
     )
-    return tag + named + svg[head.end() :]
+    # Vega gives roles to parts of the picture; as one picture it has a title.
+    drawing = _TAG.sub(lambda found: _ROLE.sub("", found[0]), svg[head.end() :])
+    return tag + named + drawing
