@@ -76,7 +76,7 @@ bench-short: .venv/dev
 	$(PYTHON) -m venv --clear .venv
 
 .venv/run: .venv/pyvenv.cfg pyproject.toml constraints.txt
-	$(call INSTALL,.) && $(COMPILE_PACKAGES) && touch $@
+	$(call INSTALL,'.[report]') && $(COMPILE_PACKAGES) && touch $@
 
 .venv/dev: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	$(call INSTALL,'.[dev]') && $(COMPILE_PACKAGES) && touch $@ .venv/run

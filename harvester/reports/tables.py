@@ -57,8 +57,8 @@ def printable(text: str | None, most: int = LONGEST_TEXT) -> str:
 
     Those include line feeds, and marks that would turn the direction of the text around it.
     """
-    if text is None:
-        return "–"
+    if not text:
+        return "–" if text is None else "(empty)"
     cut = text if len(text) <= most else f"{text[: most - 1]}…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 

@@ -108,7 +108,7 @@ def test_tables_are_sorted_and_filtered_and_colours_are_chosen(browser: Browser,
         assert table.get_by_role("columnheader", name="Clicks").get_attribute("aria-sort") == "ascending"
         table.get_by_role("button", name="Referrer").click()
         assert shown(names)[0].startswith(("\\", "&", '"', "]"))
-        region = page.get_by_role("region", name="Clicks by referrer")
+        region = page.get_by_role("region", name="Table: Clicks by referrer")
         field = region.locator("xpath=preceding-sibling::label[1]//input")
         field.fill("SCRIPT>")
         assert len(shown(names)) == 2
