@@ -57,9 +57,10 @@ docs: .venv/docs
 dockerfile: .venv/docs
 	$(BIN)/hadolint Dockerfile
 
-# docs/live-display.svg, from a real demo in a terminal of its own.
+# docs/live-display.svg, from a real demo in a terminal of its own, and docs/report.png, in Chromium.
 picture: .venv/dev
 	$(BIN)/python docs/site/picture.py
+	$(BIN)/python docs/site/report_picture.py
 
 # All benchmarks, and the programs that harvester is compared with; one table each, in benchmarks/RESULTS.md.
 bench: .venv/dev

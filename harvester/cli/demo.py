@@ -18,7 +18,7 @@ from harvester.budget.limits import RequestedLimits
 from harvester.client.client import ClientSettings
 from harvester.clock import utc_iso
 from harvester.dataset.journal import PartLimits
-from harvester.errors import OutputError, UsageError
+from harvester.errors import OutputError
 from harvester.events import Event, RunOutcome
 from harvester.links.files import resolve_lists
 from harvester.reporting import live_display
@@ -37,32 +37,27 @@ _LONGEST_BAR, _BEFORE_BARS = 30, 46
 """Columns of the chart's bars, and of what stands before them."""
 
 
-def run_demo(out: str | None) -> RunOutcome:
-    """Harvest the bundled list from a sandbox and print the results. out: None for a new temporary folder."""
+def folder_for(out: str | None) -> str:
+    """Return the demonstration's folder; None for a new temporary one.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
     try:
-        folder = out or tempfile.mkdtemp(prefix="harvester-demo-")
+        return out or tempfile.mkdtemp(prefix="harvester-demo-")
     except OSError as error:
         raise OutputError("cannot create a temporary folder: name a folder with --out") from error
+
+
+def run_demo(folder: str) -> RunOutcome:
+    """Harvest the bundled list from a sandbox into a folder, and print the results."""
     began = time.monotonic()
     with as_file(files("harvester") / _LIST) as links:
         outcome = asyncio.run(_harvest(str(links), folder))
     print(for_stdout(summary(outcome, folder, time.monotonic() - began)))
     _print_busiest(Path(folder))
     print(f"\nrows: {folder}/part-*.ndjson\nwithout a row: {folder}/_failures.ndjson\ncounts: {folder}/_manifest.json")
-    print(_report(folder))
     return outcome
-
-
-def _report(folder: str) -> str:
-    """Make a report of the run; return the line that says where it is, or what it needs."""
-    from harvester.reports.report import report  # noqa: PLC0415 - the harvest does not wait for it
-
-    path = f"{folder}/_report.html"  # loaders pass over such a name
-    try:
-        report(folder).save(path)
-    except UsageError as error:  # a library is missing
-        return f"report: {error}"
-    return f"report: {path}   (open it in a browser)"
 
 
 async def _harvest(links: str, folder: str) -> RunOutcome:

@@ -86,7 +86,7 @@ def _overview(sources: Sequence[Source], sums: Sums) -> Section:
         )
     if pending := sum(each.pending for each in counts):
         sentences.append(f"{counted(pending, 'call')} {'is' if pending == 1 else 'are'} still to be made.")
-    tables = [facets_table(sums.facets)] if sums.facets else []
+    tables = [facets_table(sums.facets)] if len(sums.facets) > 1 else []
     return Section("What was harvested", sentences, facts, tables=tables)
 
 
