@@ -1,7 +1,7 @@
 """How runs went: their state, what they sent and got, their limits, and their minutes, from the manifests alone."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -10,8 +10,8 @@ from harvester.dataset.manifest import Manifest, WindowUsage
 from harvester.reports.charts import Point
 from harvester.sums.sources import Source
 
-SERIES = ("answers", "throttled", "errors", "repeated or without a verdict")
-"""What attempts came to, in the order of the picture."""
+SERIES = ("answers", "throttled", "errors", "other")
+"""What attempts came to, in the order of the picture. other: an answer that was doubted, or one that ended no call."""
 _MOST_POINTS = 240
 """Moments of a picture; a longer history is averaged."""
 
@@ -138,30 +138,43 @@ def history_of(sources: Sequence[Source]) -> History | None:
 
 
 def _step(entries: Sequence[Any]) -> int:
-    """Return the seconds of a point: a minute, or as many whole ones as bound the number of points."""
-    first, last = _utc(entries[0].start), _utc(entries[-1].start)
-    span = (last - first).total_seconds() + entries[-1].seconds
-    longest: int = max(entry.seconds for entry in entries)
-    return max(longest, 60 * -(-int(span) // (60 * _MOST_POINTS)))
+    """Return the seconds of a point: as many whole minutes as bound the number of points."""
+    first = min(_utc(each.start) for each in entries)
+    last = max(_utc(each.start) + timedelta(seconds=each.seconds) for each in entries)
+    return 60 * max(-(-int((last - first).total_seconds()) // (60 * _MOST_POINTS)), 1)
 
 
 def _points(entries: Sequence[Any], seconds: int) -> list[Point]:
-    """Return attempts a minute by what they came to; moments between without an attempt are there with 0."""
-    sums: Counter[tuple[int, str]] = Counter()
-    places = set[int]()
+    """Return attempts a minute by what they came to; moments between without an attempt are there with 0.
+
+    An entry may be longer than a point, or lie across two: it is taken to be even in its time.
+    """
+    sums: defaultdict[tuple[int, str], float] = defaultdict(float)
     for entry in entries:
-        place = int(_utc(entry.start).timestamp()) // seconds
-        places.add(place)
-        errors = entry.server_errors + entry.network_errors
-        rest = max(entry.attempts - entry.answers - entry.throttled - errors, 0)
-        for name, number in zip(SERIES, (entry.answers, entry.throttled, errors, rest), strict=True):
-            sums[place, name] += number
-    every = range(min(places), max(places) + 2)  # the last one ends the area
+        start = int(_utc(entry.start).timestamp())
+        for place, part in _parts(start, start + entry.seconds, seconds):
+            for name, number in _outcomes(entry).items():
+                sums[place, name] += number * part
+    places = [place for place, _ in sums]
     return [
         Point(datetime.fromtimestamp(place * seconds, UTC).isoformat(), sums[place, name] * 60 / seconds, name)
-        for place in every
+        for place in range(min(places), max(places) + 2)  # the last one ends the area
         for name in SERIES
     ]
+
+
+def _parts(start: int, end: int, seconds: int) -> Iterator[tuple[int, float]]:
+    """Yield the points that a time lies in, and the share of it that lies in each."""
+    for place in range(start // seconds, (end - 1) // seconds + 1):
+        within = min(end, (place + 1) * seconds) - max(start, place * seconds)
+        yield place, within / (end - start)
+
+
+def _outcomes(entry: Any) -> dict[str, int]:
+    """Return what an entry's attempts came to. Errors may be more than its attempts: some reached no server."""
+    left = max(entry.attempts - entry.answers - entry.throttled, 0)
+    errors = min(entry.server_errors + entry.network_errors, left)
+    return dict(zip(SERIES, (entry.answers, entry.throttled, errors, left - errors), strict=True))
 
 
 def _runs(source: Source) -> list[RunSum]:
