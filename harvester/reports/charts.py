@@ -65,6 +65,7 @@ _TIME_AXIS = {
         "date": "%b %d",
         "hours": "%H:%M",
         "minutes": "%H:%M",
+        "seconds": "%H:%M:%S",
     },
 }
 
@@ -154,10 +155,12 @@ _TIME_UNITS = {"day": "utcyearmonthdate", "week": "utcyearmonthdate", "month": "
 
 
 def stacked(
-    title: str, description: str, points: Sequence[Point], names: Sequence[str], limits: Sequence[float], axis: str
+    title: str, description: str, points: Sequence[Point], names: Sequence[str], limits: Sequence[Point], axis: str
 ) -> Picture:
-    """Draw several series over time upon each other, at most four, and limits as lines. axis: its title."""
-    values = [{"moment": point.moment, "value": point.value, "series": point.series} for point in points]
+    """Draw several series over time upon each other, at most four, and limits as broken lines. axis: its title.
+
+    limits: the values of each limit, by its name, from a moment on.
+    """
     colour = {
         "field": "series",
         "type": "nominal",
@@ -166,15 +169,16 @@ def stacked(
     }
     x = {"field": "moment", "type": "temporal", "scale": {"type": "utc"}, "axis": _TIME_AXIS}
     area = {
+        "data": {"values": [point._asdict() for point in points]},
         "mark": {"type": "area", "interpolate": "step-after"},
         "encoding": {"x": x, "y": _amount(axis), "color": colour, "order": {"field": "series", "sort": [*names]}},
     }
-    rule = {"type": "rule", "color": "currentColor", "strokeDash": [5, 4], "strokeWidth": 1.5}
-    one: dict[str, Any] = {"values": [{}]}  # else there would be a line for each value
-    lines = [
-        {"data": one, "mark": rule, "encoding": {"y": {"datum": limit, "type": "quantitative"}}} for limit in limits
-    ]
-    return _drawn(title, description, {"data": {"values": values}, "layer": [area, *lines]}, _HEIGHT)
+    line = {
+        "data": {"values": [point._asdict() for point in limits]},
+        "mark": {"type": "line", "interpolate": "step-after", "color": "currentColor", "strokeDash": [5, 4]},
+        "encoding": {"x": x, "y": _amount(axis), "detail": {"field": "series"}},
+    }
+    return _drawn(title, description, {"layer": [area, line] if limits else [area]}, _HEIGHT)
 
 
 def pairs(title: str, description: str, points: Sequence[Point], names: Sequence[str]) -> Picture:
@@ -204,8 +208,15 @@ def _drawn(title: str, description: str, spec: dict[str, Any], height: int) -> P
 
 def _svg(title: str, description: str, spec: dict[str, Any], width: int, height: int) -> str:
     axis = _CONFIG["axis"] | {"labelLimit": _LONGEST_LABEL[width]}  # type: ignore[operator]
+    legend = _CONFIG["legend"] | {"columns": 2 if width == NARROW else 4}  # type: ignore[operator]
     fit = {"type": "fit-x", "contains": "padding"}
-    size = {"width": width, "height": height, "autosize": fit, "padding": 2, "config": {**_CONFIG, "axis": axis}}
+    size = {
+        "width": width,
+        "height": height,
+        "autosize": fit,
+        "padding": 2,
+        "config": {**_CONFIG, "axis": axis, "legend": legend},
+    }
     svg: str = import_vl_convert("pictures need vl-convert").vegalite_to_svg({**spec, **size}, allowed_base_urls=[])
     head = _HEAD.match(svg)
     if head is None:

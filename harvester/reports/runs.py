@@ -12,6 +12,8 @@ from harvester.sums.sources import Source
 
 SERIES = ("answers", "throttled", "errors", "other")
 """What attempts came to, in the order of the picture. other: an answer that was doubted, or one that ended no call."""
+MINUTES = {"minute": 1, "hour": 60}
+"""The windows whose limits stand in the picture, and their minutes."""
 _MOST_POINTS = 240
 """Moments of a picture; a longer history is averaged."""
 
@@ -59,12 +61,16 @@ class RunSum(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What runs recorded by the minute, or by the hour. seconds: of a point of the picture."""
+    """What runs recorded, by the minute and (what lies back) by longer times. seconds: of a point of the picture.
+
+    ceilings: the limits in force, in attempts a minute, by window: where each begins and changes, and in the end.
+    """
 
     points: tuple[Point, ...]
     seconds: int
     waits: dict[str, float]
     limits: dict[str, int]
+    ceilings: tuple[Point, ...]
     runs: tuple[RunSum, ...]
 
 
@@ -134,7 +140,8 @@ def history_of(sources: Sequence[Source]) -> History | None:
         limits |= entry.limits
         waits.update(entry.waits)
     runs = sorted((run for source in sources for run in _runs(source)), key=lambda each: (each.started, each.output))
-    return History(tuple(_points(entries, seconds)), seconds, dict(waits), limits, tuple(runs))
+    points = tuple(_points(entries, seconds))
+    return History(points, seconds, dict(waits), limits, tuple(_ceilings(entries, points[-1].moment)), tuple(runs))
 
 
 def _step(entries: Sequence[Any]) -> int:
@@ -161,6 +168,18 @@ def _points(entries: Sequence[Any], seconds: int) -> list[Point]:
         for place in range(min(places), max(places) + 2)  # the last one ends the area
         for name in SERIES
     ]
+
+
+def _ceilings(entries: Sequence[Any], end: str) -> Iterator[Point]:
+    """Yield each limit where it begins and where it changes, and as it is in the end."""
+    current: dict[str, float] = {}
+    for entry in entries:
+        for window, minutes in MINUTES.items():
+            limit = entry.limits.get(window)
+            if limit is not None and current.get(window) != limit / minutes:
+                current[window] = limit / minutes
+                yield Point(_utc(entry.start).isoformat(), current[window], window)
+    yield from (Point(end, limit, window) for window, limit in current.items())
 
 
 def _parts(start: int, end: int, seconds: int) -> Iterator[tuple[int, float]]:

@@ -1,6 +1,6 @@
 """What the report says, section by section: its sentences, pictures and tables."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -23,10 +23,12 @@ from harvester.reports.tables import (
     span_text,
     spread_table,
 )
-from harvester.sums.figures import FacetSums, FailureSum, Sums
+from harvester.sums.figures import FacetSums, Sums
 from harvester.sums.sources import Source
 
 _MOST_BARS = 12
+_MOST_ABOVE = 3
+"""A limit that is more than so many times what was sent is not drawn: little would be seen of the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ def _shortfalls(sources: Sequence[Source], sums: Sums) -> Section:
         sentences.append(f"{counted(len(unlisted), 'output')} without a list of failures: their reasons are not known.")
     if not sums.failures:
         return Section("What is missing", [*sentences, "No call failed or was refused, and every line is a link."])
-    sentences.append(_failures_text(sums.failures))
+    sentences.append(_failures_text(sums.without_row))
     return Section("What is missing", sentences, tables=[failures_table(sums.failures)])
 
 
@@ -170,15 +172,13 @@ def _without_row(source: Source) -> bool:
     return source.manifest.dataset.refused + source.manifest.dataset.failed > 0
 
 
-def _failures_text(failures: Sequence[FailureSum]) -> str:
-    numbers = {
-        kind: sum(each.number for each in failures if each.kind == kind) for kind in ("refused", "failed", "invalid")
+def _failures_text(numbers: Mapping[str, int]) -> str:
+    texts = {
+        "refused": ("call that Bitly refused for good", "calls that Bitly refused for good"),
+        "failed": ("call that failed and can be repeated", "calls that failed and can be repeated"),
+        "invalid": ("line that is no bitlink", "lines that are no bitlinks"),
     }
-    return (
-        f"Without a row: {counted(numbers['refused'], 'call')} that Bitly refused for good, "
-        f"{counted(numbers['failed'], 'call')} that failed and can be repeated, and "
-        f"{counted(numbers['invalid'], 'line')} that {'is' if numbers['invalid'] == 1 else 'are'} no bitlink."
-    )
+    return f"Without a row: {', '.join(counted(numbers[kind], *texts[kind]) for kind in texts if kind in numbers)}."
 
 
 # --- how it went ----------------------------------------------------------------------------------------------------
@@ -246,22 +246,21 @@ def _outputs_table(sources: Sequence[Source]) -> Table:
 
 def _pace(history: runs.History) -> Section:
     title = "Requests a minute"
-    per_minute = {name: limit / minutes for name, minutes in _MINUTES.items() if (limit := history.limits.get(name))}
     most = max(_sums(history.points), default=0.0)
-    drawn = {name: limit for name, limit in per_minute.items() if limit <= 3 * most}
-    said = [f"{history.limits[name]:,} a{'n' if name == 'hour' else ''} {name}" for name in per_minute]
+    ceilings = [point for point in history.ceilings if point.value <= _MOST_ABOVE * most]
+    drawn = dict.fromkeys(point.series for point in ceilings)
     caption = f"What requests came to, averaged over {duration(history.seconds)}; at most {most:,.0f} a minute, in UTC."
-    sentences = [f"Limits in force: {', '.join(said)}."] if said else []
     if drawn:
-        lines = " and ".join(f"{limit:,.1f} a minute, the {name}'s limit" for name, limit in drawn.items())
-        caption += f" Broken {'line' if len(drawn) == 1 else 'lines'}: {lines}."
+        lines = " and ".join(f"the {name}'s limit" for name in drawn)
+        caption += f" Broken {'line' if len(drawn) == 1 else 'lines'}: {lines}, by the minute."
+    said = [
+        f"{history.limits[name]:,} a{'n' * (name == 'hour')} {name}" for name in runs.MINUTES if name in history.limits
+    ]
+    sentences = [f"Limits in the end: {', '.join(said)}."] if said else []
     names = [name for name in runs.SERIES if any(point.value for point in history.points if point.series == name)]
     points = [point for point in history.points if point.series in names]
-    picture = charts.stacked(title, caption, points, names, list(drawn.values()), "requests a minute")
+    picture = charts.stacked(title, caption, points, names, ceilings, "requests a minute")
     return Section(title, sentences, figures=[Figure(picture, caption)], tables=[_points_table(history)])
-
-
-_MINUTES = {"minute": 1, "hour": 60}
 
 
 def _sums(points: Sequence[Point]) -> list[float]:
@@ -274,10 +273,15 @@ def _sums(points: Sequence[Point]) -> list[float]:
 def _points_table(history: runs.History) -> Table:
     found: dict[str, list[str]] = {}
     for point in history.points:
-        found.setdefault(point.moment, []).append(f"{point.value:,.1f}")
+        found.setdefault(point.moment, []).append(_rate(point.value))
     columns = (Column("From (UTC)"), *(Column(name.capitalize(), number=True) for name in runs.SERIES))
     lines = [(moment_text(moment.removesuffix("+00:00")), *values) for moment, values in found.items()]
     return Table("Requests a minute, by what they came to", columns, tuple(lines[:-1]))
+
+
+def _rate(value: float) -> str:
+    """Return requests a minute, with a fraction where there is one."""
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.1f}"
 
 
 def _waits(history: runs.History) -> Section:

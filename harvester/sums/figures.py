@@ -95,12 +95,13 @@ class FacetSums:
 class Sums:
     """The sums of all facets, by facet; those of what has no row; and what was left out of either.
 
-    main_facet: the one that links are shown by.
+    main_facet: the one that links are shown by. without_row: numbers of all failures, by kind.
     """
 
     main_facet: str
     facets: tuple[FacetSums, ...]
     failures: tuple[FailureSum, ...]
+    without_row: dict[str, int]
     left_out: tuple[str, ...]
 
     @property

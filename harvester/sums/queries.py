@@ -61,12 +61,13 @@ def sums_of(sources: Sources, *, facets: Sequence[str] = (), lines: int = MOST_L
     with opened_database() as database:
         database.load_failures(sources.found)
         failures = _failures(database)
+        without_row = dict(database.fetch("SELECT kind, count(*) FROM failures GROUP BY kind"))
         found: list[FacetSums] = []
         for facet in [name for name in FACETS if not facets or name in facets]:
             chosen = _of_one_window([each for each in sources.found if each.facet == facet], left_out)
             found += [_FacetQueries(database, facet, chosen, lines).sums()] if chosen else []
         left_out += _unread(database)
-    return Sums(main_facet_of(sources.found), tuple(found), failures, tuple(left_out))
+    return Sums(main_facet_of(sources.found), tuple(found), failures, without_row, tuple(left_out))
 
 
 def _unread(database: Database) -> list[str]:

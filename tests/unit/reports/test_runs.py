@@ -121,6 +121,9 @@ def test_minutes_are_added_up_over_outputs_and_attempts_are_never_lost(tmp_path:
         "other": [3, 0, 0, 0],
     }
     assert (found.waits, found.limits) == ({"pace": 9.5, "outage": 30.0}, {"minute": 100, "hour": 1000})
+    start, end = "2026-11-20T00:00:00+00:00", "2026-11-20T00:03:00+00:00"
+    expected = [(start, 100, "minute"), (start, 1000 / 60, "hour"), (end, 100, "minute"), (end, 1000 / 60, "hour")]
+    assert [*found.ceilings] == expected
     assert sorted((run.number, run.attempts, run.errors) for run in found.runs) == [(1, 10, 0), (1, 90, 3), (2, 10, 50)]
     assert runs.history_of([source(tmp_path)]) is None
 
@@ -146,11 +149,11 @@ def test_the_sections_say_how_the_run_went(tmp_path: Path) -> None:
     limited = replace(history[-1], limits={"minute": 100, "hour": 1000, "month": 50_000})
     made = source(tmp_path, *history[:-1], limited)
     sections = {
-        each.title: each for each in sections_of([made], Sums("referrers", (), (), ("something was left out",)))
+        each.title: each for each in sections_of([made], Sums("referrers", (), (), {}, ("something was left out",)))
     }
     pace = sections["Requests a minute"]
-    assert pace.sentences == ["Limits in force: 100 a minute, 1,000 an hour."]
-    assert "100.0 a minute, the minute's limit and 16.7 a minute, the hour's limit" in pace.figures[0].caption
+    assert pace.sentences == ["Limits in the end: 100 a minute, 1,000 an hour."]
+    assert "Broken lines: the minute's limit and the hour's limit, by the minute." in pace.figures[0].caption
     assert len(pace.tables[0].lines) == 60
     assert sections["What runs waited for"].figures[0].caption == "20 min in all, most of it for the minute's limit."
     assert [line[1] for line in sections["Runs, one after another"].tables[0].lines] == ["1", "2"]

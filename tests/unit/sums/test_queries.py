@@ -234,6 +234,7 @@ def test_reasons_are_counted_and_the_lines_of_a_table_are_bounded(tmp_path: Path
         ("refused", 404, 2, "bit.ly/also"),
         ("invalid", None, 1, None),
     ]
+    assert found.without_row == {"refused": 2, "invalid": 1}
     breakdown = found.facets[0].breakdown
     assert breakdown is not None
     assert ([each.clicks for each in breakdown.lines], breakdown.names) == ([*range(29, 19, -1)], 30)
