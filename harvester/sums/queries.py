@@ -66,12 +66,14 @@ def sums_of(sources: Sources, *, facets: Sequence[str] = (), lines: int = MOST_L
         for facet in [name for name in FACETS if not facets or name in facets]:
             chosen = _of_one_window([each for each in sources.found if each.facet == facet], left_out)
             found += [_FacetQueries(database, facet, chosen, lines).sums()] if chosen else []
-        left_out += _unread(database)
+        left_out += _unread(database, sources.found)
     return Sums(main_facet_of(sources.found), tuple(found), failures, without_row, tuple(left_out))
 
 
-def _unread(database: Database) -> list[str]:
+def _unread(database: Database, sources: Sequence[Source]) -> list[str]:
     notes = []
+    if newer := sum(source.newer_parts() for source in sources if not source.growing):
+        notes.append(f"{counted(newer, 'part is', 'parts are')} newer than the manifest, and not added up yet")
     if database.missing:
         files = counted(len(database.missing), "part is", "parts are")
         notes.append(f"{files} gone, and not added up: a loader may have taken them ({database.missing[0]})")

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from typing import Any, BinaryIO
 
 from harvester.bitly.facets import FACETS, FieldKind
-from harvester.errors import OutputError
+from harvester.errors import OutputError, as_output_error
 from harvester.extras import import_duckdb
 from harvester.rows.encode import Format
 from harvester.rows.schema import GROUP_EXPORT, Shape
@@ -58,7 +58,18 @@ class Database:
         self._folder = folder
 
     def fetch(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
-        """Return the rows of a query."""
+        """Return the rows of a query.
+
+        Raises:
+            OutputError: there is not enough room for it.
+        """
+        try:
+            return self._run(statement, values)
+        except self._duckdb.Error as error:
+            reason = _first_line(error)
+            raise OutputError(f"the sums were not made: {reason}. TMPDIR may name a folder with more room") from error
+
+    def _run(self, statement: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         found: list[tuple[Any, ...]] = self._connection.execute(statement, list(values) or None).fetchall()
         return found
 
@@ -105,12 +116,11 @@ class Database:
         """Insert a file's rows. name: what errors call the file."""
         for most in (_ROW_BYTES, _LONG_ROW_BYTES):
             try:
-                self.fetch(f"INSERT INTO {table} {select.replace(_FILE, _reader(columns, path, most))}", path)
+                self._run(f"INSERT INTO {table} {select.replace(_FILE, _reader(columns, path, most))}", [path])
                 return
             except self._duckdb.Error as error:
                 if most == _LONG_ROW_BYTES or "maximum_object_size" not in str(error):
-                    reason = str(error).partition("\n")[0]
-                    raise OutputError(f"{name} contains something that is not a row: {reason}") from error
+                    raise OutputError(f"{name} contains what is not a row: {_first_line(error)}") from error
 
     @contextmanager
     def _staged(self, storage: Storage, file: RowFile) -> Iterator[str]:
@@ -146,7 +156,7 @@ def opened_database() -> Iterator[Database]:
         UsageError: duckdb is not installed.
     """
     duckdb = import_duckdb("sums of rows need DuckDB")
-    with tempfile.TemporaryDirectory(prefix="harvester-report-") as folder:
+    with as_output_error(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="harvester-report-") as folder:
         settings = {
             "memory_limit": _MEMORY,
             "threads": _THREADS,
@@ -158,6 +168,10 @@ def opened_database() -> Iterator[Database]:
         with duckdb.connect(os.path.join(folder, "rows.duckdb"), config=settings) as connection:
             connection.execute("SET TimeZone = 'UTC'")
             yield Database(connection, duckdb, folder)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def metrics_type(facet: str) -> str:

@@ -53,6 +53,12 @@ class Source:
             elif match := PART_NAME.fullmatch(part.path):
                 yield RowFile(part.path, Format(match["format"]), None)
 
+    def newer_parts(self) -> int:
+        """Return the number of parts that are there and that the manifest does not list yet."""
+        listed = {part.path for part in self.manifest.parts}
+        found = [PART_NAME.fullmatch(name) for name in self.rows.names() if name not in listed]
+        return sum(part is not None and part["run_id"] == self.manifest.run_id for part in found)
+
     @property
     def has_failures(self) -> bool:
         """Whether the file of the links without a row is there."""

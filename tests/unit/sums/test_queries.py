@@ -1,5 +1,7 @@
 """The sums equal those that plain Python makes of the same files, for every facet, format and shape."""
 
+import shutil
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -178,7 +180,7 @@ def test_what_is_no_row_is_an_error_that_names_its_file(tmp_path: Path) -> None:
     out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), [])
     part = next(out.glob("part-*"))
     part.write_bytes(b"not gzip")
-    with pytest.raises(harvester.OutputError, match=f"{part.name} contains something that is not a row"):
+    with pytest.raises(harvester.OutputError, match=f"{part.name} contains what is not a row"):
         sums_at(out)
 
 
@@ -188,6 +190,33 @@ def test_parts_that_a_loader_has_taken_are_named_and_not_added_up(tmp_path: Path
     found = sums_at(out)
     assert found.facets[0].rows == 0
     assert found.left_out[0].startswith("1 part is gone, and not added up")
+
+
+def test_parts_that_the_manifest_does_not_list_yet_are_named_and_not_added_up(tmp_path: Path) -> None:
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), random_rows("referrers", 1))
+    before = of_facet(out)
+    part = next(out.glob("part-*"))
+    shutil.copyfile(part, out / part.name.replace("00000", "00001"))
+    shutil.copyfile(part, out / "part-ffffffffffff-00000.ndjson.gz")  # of no run of this output
+    found = sums_at(out)
+    assert found.facets == (before,)
+    assert found.left_out == ("1 part is newer than the manifest, and not added up yet",)
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), [])
+    for library in ("duckdb", "jinja2", "vl_convert"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, library, None)
+            with pytest.raises(harvester.UsageError, match=r"pip install 'bitly-harvester\[report\]'"):
+                harvester.report(out)
+
+
+def test_too_little_room_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), random_rows("referrers", 1))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(harvester.OutputError, match="nowhere"):
+        sums_at(out)
 
 
 def test_an_output_without_rows_has_sums_of_nothing(tmp_path: Path) -> None:
