@@ -214,7 +214,7 @@ def _svg(title: str, description: str, spec: dict[str, Any], width: int, height:
         "width": width,
         "height": height,
         "autosize": fit,
-        "padding": 2,
+        "padding": {"left": 14, "right": 2, "top": 2, "bottom": 2},
         "config": {**_CONFIG, "axis": axis, "legend": legend},
     }
     svg: str = import_vl_convert("pictures need vl-convert").vegalite_to_svg({**spec, **size}, allowed_base_urls=[])

@@ -59,8 +59,8 @@ def printable(text: str | None, most: int = LONGEST_TEXT) -> str:
     """
     if not text:
         return "–" if text is None else "(empty)"
-    cut = text if len(text) <= most else f"{text[: most - 1]}…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 
 def share(part: float, whole: float) -> str:

@@ -121,6 +121,8 @@ def test_tables_are_sorted_and_filtered_and_colours_are_chosen(browser: Browser,
         assert ground() == "rgb(255, 255, 255)"
         page.get_by_label("Dark").check()
         assert ground() != "rgb(255, 255, 255)"
+        page.emulate_media(media="print")
+        assert ground() == "rgb(255, 255, 255)"
         assert (file.told, file.requests) == ([], [])
 
 
