@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "report.png"
 _CHROMIUM = "/usr/bin/chromium"
-_WIDTH, _HEIGHT = 900, 760
+_WIDTH, _HEIGHT = 900, 714
 
 
 def main() -> None:
