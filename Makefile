@@ -62,9 +62,10 @@ docs: .venv/docs
 dockerfile: .venv/docs
 	$(BIN)/hadolint Dockerfile
 
-# docs/live-display.svg, from a real demo in a terminal of its own.
+# docs/live-display.svg, from a real demo in a terminal of its own, and docs/report.png, in Chromium.
 picture: .venv/dev
 	$(BIN)/python docs/site/picture.py
+	$(BIN)/python docs/site/report_picture.py
 
 # All benchmarks, and the programs that harvester is compared with; one table each, in benchmarks/RESULTS.md.
 bench: .venv/dev
@@ -81,7 +82,7 @@ bench-short: .venv/dev
 	$(PYTHON) -m venv --clear .venv
 
 .venv/run: .venv/pyvenv.cfg pyproject.toml constraints.txt
-	$(call INSTALL,.) && $(COMPILE_PACKAGES) && touch $@
+	$(call INSTALL,'.[report]') && $(COMPILE_PACKAGES) && touch $@
 
 .venv/dev: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	$(call INSTALL,'.[dev]') && $(COMPILE_PACKAGES) && touch $@ .venv/run

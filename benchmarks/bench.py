@@ -48,6 +48,7 @@ QUESTIONS = {
     "refresh": Question("How old do answers become with --refresh?", None, ()),
     "idle": Question("What does --skip-idle save?", None, ()),
     "verify": Question("What does verify cost?", None, ()),
+    "report": Question("What does a report cost?", None, ()),
     "forms": Question("Does making a part slow the calls down?", None, ()),
     "parquet": Question("What does a Parquet part cost?", None, ()),
     "bombs": Question("Is memory bounded against small files that unpack to large ones?", None, ()),

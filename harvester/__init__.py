@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         RunStopped,
         UsageError,
     )
+    from harvester.reports.report import report
 
 
 __all__ = [
@@ -38,10 +39,18 @@ __all__ = [
     "harvest",
     "metrics",
     "read",
+    "report",
     "stream",
 ]
 
-_HOMES = {"bitlink": "bitly.bitlinks", "harvest": "api", "metrics": "api", "stream": "api", "read": "arrow"}
+_HOMES = {
+    "bitlink": "bitly.bitlinks",
+    "harvest": "api",
+    "metrics": "api",
+    "stream": "api",
+    "read": "arrow",
+    "report": "reports.report",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -46,3 +46,34 @@ def import_pyarrow(
     except ImportError as error:
         raise error_type(f"{needed_by}: {install_line(extra)}", option=option) from error
     return pa
+
+
+def import_duckdb(needed_by: str) -> Any:
+    """Return the module duckdb. needed_by: the beginning of the error message.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import duckdb  # noqa: PLC0415 - an extra, and slow to import
+    except ImportError as error:
+        raise UsageError(f"{needed_by}: {install_line('report')}") from error
+    return duckdb
+
+
+def import_jinja2(needed_by: str) -> Any:
+    """Return the module jinja2. Arguments and errors as those of `import_duckdb`."""
+    try:
+        import jinja2  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise UsageError(f"{needed_by}: {install_line('report')}") from error
+    return jinja2
+
+
+def import_vl_convert(needed_by: str) -> Any:
+    """Return the module vl_convert. Arguments and errors as those of `import_duckdb`."""
+    try:
+        import vl_convert  # noqa: PLC0415 - an extra of 80 MB
+    except ImportError as error:
+        raise UsageError(f"{needed_by}: {install_line('report')}") from error
+    return vl_convert

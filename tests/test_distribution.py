@@ -97,6 +97,7 @@ def test_the_wheel_has_our_name_and_every_data_file(wheel: Path) -> None:
     assert wheel.name == f"bitly_harvester-{__version__}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {"harvester/demo-links.txt", "harvester/py.typed", "harvester/config.example.toml"} <= names
+    assert {f"harvester/reports/report.{kind}" for kind in ("html.jinja", "css", "js")} <= names
     assert {name.partition("/")[0] for name in names} == {"harvester", f"bitly_harvester-{__version__}.dist-info"}
 
 

@@ -41,6 +41,8 @@ COMMANDS = [
     "status",
     "verify",
     "repair",
+    "report",
+    "top",
     "init",
     "config",
     "login",

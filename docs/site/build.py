@@ -22,7 +22,7 @@ def copy_pages() -> None:
     """Copy the pages and what they link to, and put index.md where the site expects a folder's first page."""
     shutil.rmtree(SOURCE, ignore_errors=True)
     paths = [ROOT / name for name in (*_PAGES, *_OTHER_FILES)]
-    paths += [path for path in (ROOT / "docs").rglob("*") if path.suffix in {".md", ".yml", ".svg"}]
+    paths += [path for path in (ROOT / "docs").rglob("*") if path.suffix in {".md", ".yml", ".svg", ".png"}]
     for path in paths:
         copy = SOURCE / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -37,12 +37,20 @@ _LONGEST_BAR, _BEFORE_BARS = 30, 46
 """Columns of the chart's bars, and of what stands before them."""
 
 
-def run_demo(out: str | None) -> RunOutcome:
-    """Harvest the bundled list from a sandbox and print the results. out: None for a new temporary folder."""
+def folder_for(out: str | None) -> str:
+    """Return the demonstration's folder; None for a new temporary one.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
     try:
-        folder = out or tempfile.mkdtemp(prefix="harvester-demo-")
+        return out or tempfile.mkdtemp(prefix="harvester-demo-")
     except OSError as error:
         raise OutputError("cannot create a temporary folder: name a folder with --out") from error
+
+
+def run_demo(folder: str) -> RunOutcome:
+    """Harvest the bundled list from a sandbox into a folder, and print the results."""
     began = time.monotonic()
     with as_file(files("harvester") / _LIST) as links:
         outcome = asyncio.run(_harvest(str(links), folder))

@@ -317,4 +317,19 @@ def demo(*, out: str | None = None) -> int:
     """
     from harvester.cli import demo as demonstration
 
-    return exit_code(demonstration.run_demo(out))
+    folder = demonstration.folder_for(out)
+    outcome = demonstration.run_demo(folder)
+    print(_report_in(folder))
+    return exit_code(outcome)
+
+
+def _report_in(folder: str) -> str:
+    """Make a report of an output in its folder; return the line that says where it is, or what it needs."""
+    from harvester.reports.report import report
+
+    path = f"{folder}/_report.html"  # loaders pass over such a name
+    try:
+        report(folder).save(path)
+    except UsageError as error:  # a library is missing
+        return f"report: {error}"
+    return f"report: {path}"

@@ -1,12 +1,14 @@
-"""Commands about an output: `status`, `verify` and `repair`; and `show`, which fetches a few links from Bitly.
+"""Commands about outputs: `status`, `verify`, `repair`, `report` and `top`; and `show`, which fetches a few links.
 
-Both `verify` and what needs aiohttp are imported within the functions: `status` is run as a probe, every few seconds.
+What `verify` and `report` need, and what needs aiohttp, is imported within the functions: `status` is run as a probe,
+every few seconds.
 """
 
+import os
 from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 
@@ -18,9 +20,9 @@ from harvester.dataset import manifest
 from harvester.errors import UsageError
 from harvester.jsonlines import as_json
 from harvester.parameters import Parameter
-from harvester.reporting.terminal import discard_output, for_stdout, print_out
+from harvester.reporting.terminal import discard_output, for_stdout, print_html, print_out, say
 from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
-from harvester.storage.location import is_url
+from harvester.storage.location import STDOUT, is_url
 
 Out = Annotated[str, Parameter(name="--out")]
 """The run's --out, written with or without the option's name; like any option it may come from a variable or a file."""
@@ -176,6 +178,82 @@ def repair(
     found = repairs.repair(path, folder, parts, apply=apply, ask_again=ask_again)
     _print_report(as_json(as_dict(found), orjson.OPT_INDENT_2) if json else for_stdout(as_text(found)))
     return OK if found.ok else OUTPUT
+
+
+LayoutOut = Annotated[str, Parameter(name="--out")]
+"""The run's --out, or a pattern of several; here `{facet}` and `{dt}` stand for every facet and day."""
+ByName = Literal[
+    "link", "day", "referrer", "referrer-name", "domain", "domain-and-referrer", "country", "city", "device"
+]
+
+
+def report(
+    out: LayoutOut,
+    *,
+    to: str = "report.html",
+    open: Annotated[bool, Parameter(negative="")] = False,  # noqa: A002
+) -> int:
+    """Write a report: what was harvested, and how the run went, in one HTML file that needs nothing else.
+
+    Parameters
+    ----------
+    out:
+        The run's --out: a folder, a growing file or a store's URL; a folder of outputs; or a layout with {facet}, {dt}
+        and *, such as 'lake/{facet}/dt=*'. The runs may still be going on.
+    to:
+        The file to write, or - for standard output. A report that has this name is replaced, any other file is not.
+    open:
+        Show it in the browser.
+    """
+    from harvester.config.options import home_expanded
+    from harvester.reports import report as reports
+
+    path = undashed(to)
+    if path == STDOUT:
+        print_html(reports.report(undashed(out)).html)
+        return OK
+    path = home_expanded(path, "--to")
+    reports.check_replaceable(path)
+    made = reports.report(undashed(out))
+    made.save(path)
+    for text in made.left_out:
+        say(f"warning: not in the report: {text}")
+    _print_report(f"wrote {path}")
+    if open:
+        import webbrowser
+
+        if not webbrowser.open(f"file://{os.path.abspath(path)}"):
+            say(f"warning: no browser was found; open {path}")
+    return OK
+
+
+def top(
+    out: LayoutOut,
+    *,
+    by: ByName | None = None,
+    lines: Annotated[int, Parameter(alias="-n")] = 20,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Print the referrers, countries, cities, devices, links or days with most clicks, as `report` shows them.
+
+    Parameters
+    ----------
+    out:
+        As for `report`.
+    by:
+        What to print; by default the first of referrers, domains, countries, devices and cities that was harvested.
+    lines:
+        How many lines to print, at most.
+    json:
+        Print JSON, for a program.
+    """
+    from harvester.reports import top as tops
+
+    found = tops.top_of(undashed(out), by, lines)
+    for text in found.left_out:
+        say(f"warning: not added up: {text}")
+    _print_report(as_json(tops.as_dict(found), orjson.OPT_INDENT_2) if json else tops.as_text(found))
+    return OK
 
 
 def _print_report(text: str) -> None:

@@ -1,5 +1,6 @@
 """The placeholders in an output's path: `lake/{facet}/dt={dt}`."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from string import Formatter
@@ -50,7 +51,19 @@ def filled_path(name: str, path: str, facet: str, unit_reference: str | None, *,
     path = home_expanded(path, name)
     check_choice("--facet", facet, tuple(FACETS))
     day = None if unit_reference is None else moment_of("--unit-reference", unit_reference).date().isoformat()
-    values = {"dt": day, "facet": facet}
+    return _filled(name, path, {"dt": day, "facet": facet}, because)
+
+
+def layout_patterns(name: str, path: str) -> list[str]:
+    """Return the patterns of all outputs of a layout: a path for each facet where {facet} stands, `*` for {dt}.
+
+    name: what the path is called in errors. Raises as `filled_path`.
+    """
+    path = home_expanded(path, name)
+    return list(dict.fromkeys(_filled(name, path, {"dt": "*", "facet": facet}, "") for facet in FACETS))
+
+
+def _filled(name: str, path: str, values: Mapping[str, str | None], because: str) -> str:
     try:
         pieces = list(Formatter().parse(path))
     except ValueError as error:

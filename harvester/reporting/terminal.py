@@ -144,6 +144,12 @@ def print_out(text: str) -> None:
         print(escaped_lines(misplaced.hidden(text)), flush=True)
 
 
+def print_html(text: str) -> None:
+    """Print an HTML file, in which foreign texts are escaped for a browser, as it is. Raises as `print_out`."""
+    with printing():
+        print(text, flush=True)
+
+
 def open_closed_streams() -> None:
     """Open descriptors 0, 1 and 2 if the parent closed them: no file of the dataset may get one of these numbers."""
     while True:

@@ -142,6 +142,11 @@ class ObjectStorage:
         found = self._patiently("the prefix", lambda: self._library.list_with_delimiter(self._store))
         return sorted(meta["path"] for meta in found["objects"])
 
+    def folders(self) -> list[str]:
+        """Return the last part of each longer prefix, one slash below this one, sorted."""
+        found = self._patiently("the prefix", lambda: self._library.list_with_delimiter(self._store))
+        return sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+
     def open(self, name: str) -> BinaryIO:
         """Open an object as a stream, which is downloaded as it is read."""
         found = self._patiently(name, lambda: self._library.get(self._patient_store, name), missing=None)

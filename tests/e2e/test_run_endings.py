@@ -410,10 +410,14 @@ def test_more_connections_than_bitly_allows_are_warned_about(tmp_path: Path, ser
 
 
 def test_a_demo_needs_no_token_and_shows_the_busiest_referrers() -> None:
-    done = harvester("demo", env={"BITLY_TOKEN": ""}, timeout=20)
+    done = harvester("demo", env={"BITLY_TOKEN": ""}, timeout=40)
     assert done.returncode == 0, done.stderr
     assert "top referrers" in done.stdout
-    shutil.rmtree(next(words[1] for line in done.stdout.splitlines() if (words := line.split())[:1] == ["output"]))
+    folder = Path(next(words[1] for line in done.stdout.splitlines() if (words := line.split())[:1] == ["output"]))
+    assert f"report: {folder}/_report.html" in done.stdout
+    assert "Clicks by referrer" in (folder / "_report.html").read_text()
+    assert harvester("verify", str(folder)).returncode == 0
+    shutil.rmtree(folder)
 
 
 def test_python_m_harvester_is_the_command() -> None:

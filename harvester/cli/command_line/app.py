@@ -198,6 +198,20 @@ _register(
     "harvester repair lake --parts /loaded --apply   parts were moved there",
 )
 _register(
+    "report",
+    "Write a report: what was harvested, and how the run went, in one HTML file that needs nothing else.",
+    "harvester report lake                 writes report.html",
+    "harvester report 'lake/{facet}/dt=*' --to week.html --open",
+    "harvester report s3://my-bucket/bitly --to /tmp/bitly.html",
+)
+_register(
+    "top",
+    "Print the referrers, countries, cities, devices, links or days with most clicks, as `report` shows them.",
+    "harvester top lake                    the busiest referrers",
+    "harvester top 'lake/{facet}/dt=*' --by country -n 5",
+    "harvester top results.ndjson --by link --json | jq .lines",
+)
+_register(
     "init",
     "Write a config file: asks for token, plan, output and interval; prints a first command.",
     "harvester init                        asks four questions",

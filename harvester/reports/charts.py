@@ -1,0 +1,230 @@
+"""Pictures: a Vega-Lite description of each, drawn as SVG by vl-convert, without a browser and without the network.
+
+A picture is drawn twice, for a wide and for a narrow window; the report shows one of them. Texts take its colour. Every
+other colour is one of COLOURS, which its style sheet replaces on a dark ground.
+"""
+
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any, NamedTuple
+
+from harvester.extras import import_vl_convert
+
+COLOURS = ("#2f6db3", "#c9822b", "#b3453e", "#6c7a89")
+"""Of the first series, the second, and so on. `report.css` names the same four."""
+GRID = "#d5d9de"
+WIDE, NARROW = 720, 288
+"""Widths in pixels; the narrow one fits a window of 320."""
+_LONGEST_LABEL = {WIDE: 260, NARROW: 110}
+_FONT = 14
+"""The size that room is made for. The style sheet has 12: fonts differ, and the reader's may be wider than the one that
+is measured here."""
+_LETTER = 8
+"""Pixels that a letter of that size takes at most, on average."""
+_BAR_HEIGHT, _HEIGHT = 22, 200
+_MOST_BARS = 62
+"""More periods than these are drawn as an area."""
+_TAG, _ROLE = re.compile("<[^>]*>"), re.compile(r' (?:role|aria-[a-z]+)="[^"]*"')
+_HEAD = re.compile(r'<svg [^>]*?width="([\d.]+)" height="([\d.]+)" viewBox="([^"]*)">')
+_CONFIG = {
+    "aria": False,  # the picture as a whole has a title and a description
+    "background": None,
+    "font": "sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": "currentColor",
+        "titleColor": "currentColor",
+        "domainColor": GRID,
+        "gridColor": GRID,
+        "tickColor": GRID,
+        "labelFontSize": _FONT,
+        "titleFontSize": _FONT,
+        "titleFontWeight": "normal",
+        "labelPadding": 6,
+    },
+    "legend": {
+        "labelColor": "currentColor",
+        "labelFontSize": _FONT,
+        "orient": "top",
+        "title": None,
+        "symbolType": "square",
+    },
+    "text": {"color": "currentColor", "fontSize": _FONT},
+}
+
+_TIME_AXIS = {
+    "title": None,
+    "grid": False,
+    "labelOverlap": "greedy",
+    "format": {
+        "year": "%Y",
+        "quarter": "%b %d",
+        "month": "%b %d",
+        "week": "%b %d",
+        "date": "%b %d",
+        "hours": "%H:%M",
+        "minutes": "%H:%M",
+        "seconds": "%H:%M:%S",
+    },
+}
+
+
+class Bar(NamedTuple):
+    """A bar with its name, length, and the text at its end. rest: it stands for all others."""
+
+    name: str
+    value: int
+    text: str
+    rest: bool = False
+
+
+class Point(NamedTuple):
+    """A value of a series at a moment: UTC, `2026-11-22T00:00:00`."""
+
+    moment: str
+    value: float
+    series: str = ""
+
+
+class Picture(NamedTuple):
+    """A picture in both widths, as SVG elements."""
+
+    wide: str
+    narrow: str
+
+
+def bars(title: str, description: str, lines: Sequence[Bar]) -> Picture:
+    """Draw horizontal bars, one below the other."""
+    values = [
+        {"name": f"{n}\x1f{bar.name}", "value": bar.value, "text": bar.text, "rest": bar.rest}
+        for n, bar in enumerate(lines)
+    ]
+    y = {
+        "field": "name",
+        "type": "nominal",
+        "sort": None,
+        "axis": {"title": None, "ticks": False, "domain": False, "labelExpr": "split(datum.value, '\x1f')[1]"},
+    }
+    layers = [
+        {"mark": {"type": "bar", "height": {"band": 0.68}}, "encoding": {"color": _BAR_COLOUR}},
+        {"mark": {"type": "text", "align": "left", "dx": 5}, "encoding": {"text": {"field": "text"}}},
+    ]
+
+    def spec(width: int) -> dict[str, Any]:
+        x = {
+            "field": "value",
+            "type": "quantitative",
+            "axis": None,
+            "scale": {"domain": [0, _end_of_axis(lines, width)]},
+        }
+        return {"data": {"values": values}, "encoding": {"x": x, "y": y}, "layer": layers}
+
+    height = _BAR_HEIGHT * max(len(lines), 1)
+    return Picture(*(_svg(title, description, spec(width), width, height) for width in (WIDE, NARROW)))
+
+
+_BAR_COLOUR = {"condition": {"test": "datum.rest", "value": COLOURS[3]}, "value": COLOURS[0]}
+
+
+def _end_of_axis(lines: Sequence[Bar], width: int) -> float:
+    """Return the value at the right edge: so much more than the longest bar's that its text has room behind it."""
+    most = max((bar.value for bar in lines), default=0)
+    label = min(max((len(bar.name) for bar in lines), default=0) * _LETTER, _LONGEST_LABEL[width])
+    text = max((len(bar.text) for bar in lines), default=0) * _LETTER + _LETTER
+    room = max(width - label, 2 * text)
+    return max(most * room / (room - text), 1.0)
+
+
+def over_time(title: str, description: str, points: Sequence[Point], unit: str) -> Picture:
+    """Draw one series over time: a bar for each period, or an area where there are many. unit: day, week or month."""
+    x: dict[str, Any] = {"field": "moment", "type": "temporal", "scale": {"type": "utc"}, "axis": _TIME_AXIS}
+    mark: dict[str, Any] = {"type": "area", "color": COLOURS[0], "opacity": 0.85, "interpolate": "step-after"}
+    if len(points) <= _MOST_BARS:
+        mark = {"type": "bar", "color": COLOURS[0], "width": {"band": 0.8}}
+        x |= {"timeUnit": _TIME_UNITS.get(unit, "utcyearmonthdatehoursminutes"), "bandPosition": 0}
+    spec = {
+        "data": {"values": [{"moment": point.moment, "value": point.value} for point in points]},
+        "mark": mark,
+        "encoding": {"x": x, "y": _amount("clicks")},
+    }
+    return _drawn(title, description, spec, _HEIGHT)
+
+
+_TIME_UNITS = {"day": "utcyearmonthdate", "week": "utcyearmonthdate", "month": "utcyearmonth"}
+
+
+def stacked(
+    title: str, description: str, points: Sequence[Point], names: Sequence[str], limits: Sequence[Point], axis: str
+) -> Picture:
+    """Draw several series over time upon each other, at most four, and limits as broken lines. axis: its title.
+
+    limits: the values of each limit, by its name, from a moment on.
+    """
+    colour = {
+        "field": "series",
+        "type": "nominal",
+        "scale": {"domain": [*names], "range": [*COLOURS[: len(names)]]},
+        "legend": {} if len(names) > 1 else None,
+    }
+    x = {"field": "moment", "type": "temporal", "scale": {"type": "utc"}, "axis": _TIME_AXIS}
+    area = {
+        "data": {"values": [point._asdict() for point in points]},
+        "mark": {"type": "area", "interpolate": "step-after"},
+        "encoding": {"x": x, "y": _amount(axis), "color": colour, "order": {"field": "series", "sort": [*names]}},
+    }
+    line = {
+        "data": {"values": [point._asdict() for point in limits]},
+        "mark": {"type": "line", "interpolate": "step-after", "color": "currentColor", "strokeDash": [5, 4]},
+        "encoding": {"x": x, "y": _amount(axis), "detail": {"field": "series"}},
+    }
+    return _drawn(title, description, {"layer": [area, line] if limits else [area]}, _HEIGHT)
+
+
+def pairs(title: str, description: str, points: Sequence[Point], names: Sequence[str]) -> Picture:
+    """Draw shares, 0 to 1, of several series side by side. The moment of a point is the text below its group."""
+    values = [{"group": point.moment, "value": point.value, "series": point.series} for point in points]
+    order = list(dict.fromkeys(point.moment for point in points))
+    colour = {"field": "series", "scale": {"domain": [*names], "range": [*COLOURS[: len(names)]]}, "legend": {}}
+    x = {"title": "clicks of a link", "labelAngle": 0, "ticks": False}
+    y = {"title": None, "format": "~%", "tickCount": 4, "domain": False}
+    encoding = {
+        "x": {"field": "group", "type": "nominal", "sort": order, "axis": x},
+        "xOffset": {"field": "series", "sort": [*names]},
+        "y": {"field": "value", "type": "quantitative", "axis": y},
+        "color": colour,
+    }
+    return _drawn(title, description, {"data": {"values": values}, "mark": "bar", "encoding": encoding}, _HEIGHT)
+
+
+def _amount(title: str) -> dict[str, Any]:
+    axis = {"title": title, "format": "~s", "tickCount": 4, "domain": False, "ticks": False}
+    return {"field": "value", "type": "quantitative", "axis": axis}
+
+
+def _drawn(title: str, description: str, spec: dict[str, Any], height: int) -> Picture:
+    return Picture(*(_svg(title, description, spec, width, height) for width in (WIDE, NARROW)))
+
+
+def _svg(title: str, description: str, spec: dict[str, Any], width: int, height: int) -> str:
+    axis = _CONFIG["axis"] | {"labelLimit": _LONGEST_LABEL[width]}  # type: ignore[operator]
+    legend = _CONFIG["legend"] | {"columns": 2 if width == NARROW else 4}  # type: ignore[operator]
+    fit = {"type": "fit-x", "contains": "padding"}
+    size = {
+        "width": width,
+        "height": height,
+        "autosize": fit,
+        "padding": {"left": 14, "right": 2, "top": 2, "bottom": 2},
+        "config": {**_CONFIG, "axis": axis, "legend": legend},
+    }
+    svg: str = import_vl_convert("pictures need vl-convert").vegalite_to_svg({**spec, **size}, allowed_base_urls=[])
+    head = _HEAD.match(svg)
+    if head is None:
+        raise ValueError(f"vl-convert has drawn something else than was expected: {svg[:200]}")
+    named = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
+    tag = (
+        f'<svg role="img" width="{head[1]}" height="{head[2]}" viewBox="{head[3]}" xmlns="http://www.w3.org/2000/svg">'
+    )
+    # Vega gives roles to parts of the picture; as one picture it has a title.
+    drawing = _TAG.sub(lambda found: _ROLE.sub("", found[0]), svg[head.end() :])
+    return tag + named + drawing

@@ -1,0 +1,220 @@
+"""How runs went: their state, what they sent and got, their limits, and their minutes, from the manifests alone."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from harvester.dataset.manifest import Manifest, WindowUsage
+from harvester.reports.charts import Point
+from harvester.sums.sources import Source
+
+SERIES = ("answers", "throttled", "errors", "other")
+"""What attempts came to, in the order of the picture. other: an answer that was doubted, or one that ended no call."""
+MINUTES = {"minute": 1, "hour": 60}
+"""The windows whose limits stand in the picture, and their minutes."""
+_MOST_POINTS = 240
+"""Moments of a picture; a longer history is averaged."""
+
+
+class Costs(NamedTuple):
+    """Attempts for metrics of all runs, and what they came to. wasted: those that settled no call."""
+
+    attempts: int
+    answers: int
+    retried: int
+    throttled: int
+    helper: int
+
+    @property
+    def wasted(self) -> int:
+        """Attempts that brought no row and no refusal."""
+        return max(self.attempts - self.answers, 0)
+
+
+class Month(NamedTuple):
+    """The month of an account. limit: None without one. until: its end. spent: when the limit will be reached, or None
+    where that is not before the end, or not known. All moments are UTC."""
+
+    account: str
+    used: int
+    limit: int | None
+    until: datetime | None
+    spent: datetime | None
+
+
+class RunSum(NamedTuple):
+    """One run of an output. ended: the end of its last minute."""
+
+    output: str
+    number: int
+    started: datetime
+    ended: datetime
+    attempts: int
+    answers: int
+    failed: int
+    throttled: int
+    retries: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What runs recorded, by the minute and (what lies back) by longer times. seconds: of a point of the picture.
+
+    ceilings: the limits in force, in attempts a minute, by window: where each begins and changes, and in the end.
+    """
+
+    points: tuple[Point, ...]
+    seconds: int
+    waits: dict[str, float]
+    limits: dict[str, int]
+    ceilings: tuple[Point, ...]
+    runs: tuple[RunSum, ...]
+
+
+def costs_of(sources: Iterable[Source]) -> Costs:
+    """Return what all runs of outputs have sent, and what it came to."""
+    total: Counter[str] = Counter()
+    for source in sources:
+        counts, attempts = source.manifest.dataset, source.manifest.attempts
+        # No call was made for an idle row. An answer that a newer one has followed was one, too.
+        total["answers"] += counts.rows + counts.refused + counts.refreshed - counts.idle
+        for name in ("total", "retried", "throttled", "helper"):
+            total[name] += getattr(attempts, name)
+    return Costs(total["total"], total["answers"], total["retried"], total["throttled"], total["helper"])
+
+
+def state_of(manifest: Manifest) -> str:
+    """Return the state of an output's last run, in words."""
+    if manifest.complete:
+        return "complete"
+    if manifest.stopped is not None:
+        return f"stopped: {manifest.stopped.message}"
+    if manifest.ended is not None:
+        return "ended, with calls left"
+    return "running, or interrupted"
+
+
+def months_of(sources: Iterable[Source]) -> tuple[Month, ...]:
+    """Return the month of each account, as the manifest that was written last has it."""
+    newest: dict[str, Manifest] = {}
+    for manifest in sorted((source.manifest for source in sources), key=lambda each: each.updated):
+        newest[manifest.budget.account] = manifest
+    found = []
+    for account, manifest in newest.items():
+        found += [_month(account, manifest, window) for window in manifest.budget.windows if window.window == "month"]
+    return tuple(found)
+
+
+def _month(account: str, manifest: Manifest, window: WindowUsage) -> Month:
+    until = _moment(window.until)
+    spent, pace = None, manifest.invocation.rate.per_hour
+    if manifest.ended is None and window.remaining is not None and pace:
+        spent = _utc(manifest.updated) + timedelta(hours=window.remaining / pace)
+    return Month(account, window.used, window.limit, until, spent if spent and until and spent < until else None)
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else _utc(text)
+
+
+def _utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+# --- by the minute ------------------------------------------------------------------------------------------------
+
+
+def history_of(sources: Sequence[Source]) -> History | None:
+    """Return what runs recorded; None where none recorded anything. Outputs that ran side by side are added up."""
+    entries = [entry for source in sources for entry in getattr(source.manifest, "history", ())]
+    if not entries:
+        return None
+    entries.sort(key=lambda each: each.start)
+    seconds = _step(entries)
+    limits: dict[str, int] = {}
+    waits: Counter[str] = Counter()
+    for entry in entries:
+        limits |= entry.limits
+        waits.update(entry.waits)
+    runs = sorted((run for source in sources for run in _runs(source)), key=lambda each: (each.started, each.output))
+    points = tuple(_points(entries, seconds))
+    return History(points, seconds, dict(waits), limits, tuple(_ceilings(entries, points[-1].moment)), tuple(runs))
+
+
+def _step(entries: Sequence[Any]) -> int:
+    """Return the seconds of a point: as many whole minutes as bound the number of points."""
+    first = min(_utc(each.start) for each in entries)
+    last = max(_utc(each.start) + timedelta(seconds=each.seconds) for each in entries)
+    return 60 * max(-(-int((last - first).total_seconds()) // (60 * _MOST_POINTS)), 1)
+
+
+def _points(entries: Sequence[Any], seconds: int) -> list[Point]:
+    """Return attempts a minute by what they came to; moments between without an attempt are there with 0.
+
+    An entry may be longer than a point, or lie across two: it is taken to be even in its time.
+    """
+    sums: defaultdict[tuple[int, str], float] = defaultdict(float)
+    for entry in entries:
+        start = int(_utc(entry.start).timestamp())
+        for place, part in _parts(start, start + entry.seconds, seconds):
+            for name, number in _outcomes(entry).items():
+                sums[place, name] += number * part
+    places = [place for place, _ in sums]
+    return [
+        Point(datetime.fromtimestamp(place * seconds, UTC).isoformat(), sums[place, name] * 60 / seconds, name)
+        for place in range(min(places), max(places) + 2)  # the last one ends the area
+        for name in SERIES
+    ]
+
+
+def _ceilings(entries: Sequence[Any], end: str) -> Iterator[Point]:
+    """Yield each limit where it begins and where it changes, and as it is in the end."""
+    current: dict[str, float] = {}
+    for entry in entries:
+        for window, minutes in MINUTES.items():
+            limit = entry.limits.get(window)
+            if limit is not None and current.get(window) != limit / minutes:
+                current[window] = limit / minutes
+                yield Point(_utc(entry.start).isoformat(), current[window], window)
+    yield from (Point(end, limit, window) for window, limit in current.items())
+
+
+def _parts(start: int, end: int, seconds: int) -> Iterator[tuple[int, float]]:
+    """Yield the points that a time lies in, and the share of it that lies in each."""
+    for place in range(start // seconds, (end - 1) // seconds + 1):
+        within = min(end, (place + 1) * seconds) - max(start, place * seconds)
+        yield place, within / (end - start)
+
+
+def _outcomes(entry: Any) -> dict[str, int]:
+    """Return what an entry's attempts came to. Errors may be more than its attempts: some reached no server."""
+    left = max(entry.attempts - entry.answers - entry.throttled, 0)
+    errors = min(entry.server_errors + entry.network_errors, left)
+    return dict(zip(SERIES, (entry.answers, entry.throttled, errors, left - errors), strict=True))
+
+
+def _runs(source: Source) -> list[RunSum]:
+    found: dict[int, list[Any]] = {}
+    for entry in getattr(source.manifest, "history", ()):
+        found.setdefault(entry.invocation, []).append(entry)
+    return [_run(source.name, number, of_run) for number, of_run in found.items()]
+
+
+def _run(output: str, number: int, entries: Sequence[Any]) -> RunSum:
+    begins = min(_utc(each.start) for each in entries)
+    ends = max(_utc(each.start) + timedelta(seconds=each.seconds) for each in entries)
+    return RunSum(
+        output,
+        number,
+        begins,
+        ends,
+        attempts=sum(each.attempts for each in entries),
+        answers=sum(each.answers for each in entries),
+        failed=sum(each.failed for each in entries),
+        throttled=sum(each.throttled for each in entries),
+        retries=sum(each.retries for each in entries),
+        errors=sum(each.server_errors + each.network_errors for each in entries),
+    )

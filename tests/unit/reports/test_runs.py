@@ -1,0 +1,160 @@
+"""How runs went, as the report sums it up."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from harvester.bitly.query import query_for
+from harvester.dataset.manifest import BudgetReport, DatasetCounts, Invocation, Rate, Stopped, WindowUsage
+from harvester.progress import AttemptCounts
+from harvester.reports import runs
+from harvester.reports.sections import sections_of
+from harvester.sums.figures import Sums
+from harvester.sums.sources import Source, sources_at
+from tests.support.made_outputs import NOW, make_output
+
+QUERY = query_for("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
+START = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The keys of an entry of the manifest's history."""
+
+    invocation: int
+    start: str
+    seconds: int
+    attempts: int = 0
+    answers: int = 0
+    failed: int = 0
+    throttled: int = 0
+    server_errors: int = 0
+    network_errors: int = 0
+    retries: int = 0
+    waits: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
+
+
+def entry(minute: int, seconds: int = 60, invocation: int = 1, **counts: Any) -> Entry:
+    moment = START + timedelta(minutes=minute)
+    return Entry(invocation, moment.isoformat().replace("+00:00", "Z"), seconds, **counts)
+
+
+def source(tmp_path: Path, *history: Entry, **changes: Any) -> Source:
+    out = make_output(tmp_path / f"out-{len(list(tmp_path.iterdir()))}", QUERY, [], **changes)
+    (found,) = sources_at(str(out), [str(out)]).found
+    names = type(found.manifest).__dataclass_fields__
+    content = SimpleNamespace(**{name: getattr(found.manifest, name) for name in names} | {"history": history})
+    return replace(found, manifest=cast("Any", content))
+
+
+def test_what_was_sent_is_held_against_what_came(tmp_path: Path) -> None:
+    counts = DatasetCounts(
+        calls=95, rows=80, refused=10, failed=5, pending=0, truncated=0, clipped=0, idle=8, refreshed=3
+    )
+    attempts = AttemptCounts(total=100, retried=9, throttled=2, helper=4)
+    made = [source(tmp_path, dataset=counts, attempts=attempts) for _ in range(2)]
+    found = runs.costs_of(made)
+    assert found == (200, 2 * (80 + 10 + 3 - 8), 18, 4, 8)
+    assert found.wasted == 30
+
+
+def test_the_month_is_that_of_the_last_manifest_and_is_spent_at_its_pace(tmp_path: Path) -> None:
+    month = WindowUsage("month", 1000, 400, 600, "2026-12-01T00:00:00Z", "asked")
+    budget = BudgetReport("mine", "0a", None, (month,))
+    old = source(tmp_path, updated="2026-11-22T00:00:00Z", budget=replace(budget, windows=(replace(month, used=1),)))
+    now = Invocation(2, NOW, None, (), 100, None, Rate(100, 3600.0))
+    going_on = source(tmp_path, budget=budget, invocation=now, ended=None, complete=False)
+    (found,) = runs.months_of([going_on, old])
+    assert (found.account, found.used, found.limit) == ("mine", 400, 1000)
+    assert found.spent == datetime(2026, 11, 23, 12, 0, 1, tzinfo=UTC)
+    slow = source(tmp_path, budget=budget, invocation=replace(now, rate=Rate(1, 3600.0)), ended=None, complete=False)
+    assert runs.months_of([slow])[0].spent is None
+    assert runs.months_of([old])[0].spent is None  # it has ended
+    assert runs.months_of([source(tmp_path)]) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "complete"),
+        (
+            {"complete": False, "stopped": Stopped("signal", "SIGTERM was received", None)},
+            "stopped: SIGTERM was received",
+        ),
+        ({"complete": False}, "ended, with calls left"),
+        ({"complete": False, "ended": None}, "running, or interrupted"),
+    ],
+)
+def test_the_state_of_an_output_in_words(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    assert runs.state_of(source(tmp_path, **changes).manifest) == expected
+
+
+def test_minutes_are_added_up_over_outputs_and_attempts_are_never_lost(tmp_path: Path) -> None:
+    first = [
+        entry(
+            0,
+            attempts=90,
+            answers=80,
+            throttled=4,
+            server_errors=3,
+            retries=7,
+            limits={"minute": 100},
+            waits={"pace": 9.5},
+        ),
+        entry(2, invocation=2, attempts=10, answers=2, network_errors=50, waits={"outage": 30.0}),
+    ]
+    both = [source(tmp_path, *first), source(tmp_path, entry(0, attempts=10, answers=10, limits={"hour": 1000}))]
+    found = runs.history_of(both)
+    assert found is not None
+    assert found.seconds == 60
+    assert sum(point.value for point in found.points) == pytest.approx(110)
+    by_name = {name: [p.value for p in found.points if p.series == name] for name in runs.SERIES}
+    assert by_name == {
+        "answers": [90, 0, 2, 0],
+        "throttled": [4, 0, 0, 0],
+        "errors": [3, 0, 8, 0],
+        "other": [3, 0, 0, 0],
+    }
+    assert (found.waits, found.limits) == ({"pace": 9.5, "outage": 30.0}, {"minute": 100, "hour": 1000})
+    start, end = "2026-11-20T00:00:00+00:00", "2026-11-20T00:03:00+00:00"
+    expected = [(start, 100, "minute"), (start, 1000 / 60, "hour"), (end, 100, "minute"), (end, 1000 / 60, "hour")]
+    assert [*found.ceilings] == expected
+    assert sorted((run.number, run.attempts, run.errors) for run in found.runs) == [(1, 10, 0), (1, 90, 3), (2, 10, 50)]
+    assert runs.history_of([source(tmp_path)]) is None
+
+
+def test_hours_and_days_are_spread_over_their_time_in_a_bounded_number_of_points(tmp_path: Path) -> None:
+    entries = [entry(1440 * day, 86400, attempts=1440, answers=1440) for day in range(60)]
+    entries += [entry(1440 * 60 + minute, attempts=2, answers=1) for minute in range(120)]
+    found = runs.history_of([source(tmp_path, *entries)])
+    assert found is not None
+    moments = {point.moment for point in found.points}
+    assert 200 <= len(moments) <= 242
+    total = sum(point.value for point in found.points) * found.seconds / 60
+    assert total == pytest.approx(60 * 1440 + 240)
+
+
+def test_the_sections_say_how_the_run_went(tmp_path: Path) -> None:
+    history = [
+        entry(
+            minute, invocation=1 + minute // 30, attempts=100, answers=90, throttled=minute % 7, waits={"minute": 20.0}
+        )
+        for minute in range(60)
+    ]
+    limited = replace(history[-1], limits={"minute": 100, "hour": 1000, "month": 50_000})
+    made = source(tmp_path, *history[:-1], limited)
+    sections = {
+        each.title: each for each in sections_of([made], Sums("referrers", (), (), {}, ("something was left out",)))
+    }
+    pace = sections["Requests a minute"]
+    assert pace.sentences == ["Limits in the end: 100 a minute, 1,000 an hour."]
+    assert "Broken lines: the minute's limit and the hour's limit, by the minute." in pace.figures[0].caption
+    assert len(pace.tables[0].lines) == 60
+    assert sections["What runs waited for"].figures[0].caption == "20 min in all, most of it for the minute's limit."
+    assert [line[1] for line in sections["Runs, one after another"].tables[0].lines] == ["1", "2"]
+    assert sections["What is not in these sums"].sentences == ["something was left out."]

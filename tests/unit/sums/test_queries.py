@@ -1,0 +1,283 @@
+"""The sums equal those that plain Python makes of the same files, for every facet, format and shape."""
+
+import shutil
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+import harvester
+from harvester.bitly.facets import FACETS, FieldKind
+from harvester.bitly.query import Period, query_for, query_for_period
+from harvester.config.placeholders import layout_patterns
+from harvester.progress import RefreshCounts
+from harvester.rows.encode import Format
+from harvester.rows.schema import Shape, shortfall_of
+from harvester.sums.figures import FacetSums, Sums
+from harvester.sums.queries import sums_of
+from harvester.sums.sources import sources_at
+from tests.support.made_outputs import Row, decoded, make_output, random_rows
+
+FORMS = [*product(Format, Shape)]
+REFERENCE = "2026-11-23T06:00:00Z"
+
+
+def sums_at(out: Path | str, **settings: Any) -> Sums:
+    return sums_of(sources_at(str(out), layout_patterns("OUT", str(out))), **settings)
+
+
+def of_facet(out: Path | str, **settings: Any) -> FacetSums:
+    (found,) = sums_at(out, **settings).facets
+    return found
+
+
+class Expected:
+    """The sums that plain Python makes of rows. Of a link and a period the newest row counts."""
+
+    def __init__(self, facet: str, rows: Sequence[dict[str, Any]]) -> None:
+        newest: dict[Any, tuple[str, str]] = {}
+        for row in rows:
+            key, moment = (row["bitlink"], row["period_start"]), (row["unit_reference"], row["fetched_at"])
+            newest[key] = max(newest.get(key, moment), moment)
+        texts = [field.name for field in FACETS[facet].fields if field.kind is FieldKind.TEXT]
+        self.calls: dict[Any, dict[str, Any]] = {}
+        self.names: Counter[Any] = Counter()
+        self.moments: Counter[str] = Counter()
+        for row in rows:
+            key = (row["bitlink"], row["period_start"])
+            if newest[key] != (row["unit_reference"], row["fetched_at"]):
+                continue
+            for metric in self._metrics(facet, row):
+                self.names[tuple(metric[name] for name in texts)] += metric["clicks"] or 0
+                self.moments[metric.get("date", "")] += metric["clicks"] or 0
+            self.calls[key] = row
+        self.links: Counter[str] = Counter()
+        for (bitlink, _), row in self.calls.items():
+            self.links[bitlink] += row["clicks_listed"]
+        shortfalls = [shortfall_of(row) for row in self.calls.values()]
+        self.shortfalls = [sum(each[place] for each in shortfalls) for place in range(3)]
+
+    @staticmethod
+    def _metrics(facet: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+        if "metrics" in row:
+            found: list[dict[str, Any]] = row["metrics"]
+            return found
+        metric = {field.name: row[field.name] for field in FACETS[facet].fields}
+        return [] if all(value is None for value in metric.values()) else [metric]
+
+
+def check(found: FacetSums, facet: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Hold all sums of a facet against those of its rows."""
+    expected = Expected(facet, rows)
+    assert found.rows == len(expected.calls)
+    assert (found.links, found.clicks) == (len(expected.links), expected.links.total())
+    assert found.without_clicks == sum(clicks == 0 for clicks in expected.links.values())
+    assert [found.truncated, found.clipped, found.idle] == expected.shortfalls
+    assert {each.bitlink: each.clicks for each in found.busiest} == expected.links
+    assert [each.clicks for each in found.busiest] == sorted(expected.links.values(), reverse=True)
+    carried: dict[str, Any] = {}
+    for (bitlink, _), row in sorted(expected.calls.items(), key=lambda item: item[1]["unit_reference"]):
+        carried[bitlink] = row["carried"] or {}
+    assert {each.bitlink: each.carried for each in found.busiest} == carried
+    if found.breakdown is not None:
+        assert {each.names: each.clicks for each in found.breakdown.lines} == expected.names
+        assert (found.breakdown.names, found.breakdown.clicks) == (len(expected.names), expected.names.total())
+    if FACETS[facet].is_series:
+        assert {each.start: each.clicks for each in found.periods} == expected.moments
+    assert sum(each.links for each in found.spread) == found.links
+    for spread in found.spread:
+        own = [
+            n for n in expected.links.values() if n == spread.least == 0 or 0 < spread.least <= n < spread.least * 10
+        ]
+        assert (spread.links, spread.clicks) == (len(own), sum(own))
+    busiest = sorted(expected.links.values(), reverse=True)
+    for share in found.shares:
+        assert (share.links, share.clicks) == (int(found.links * share.share), sum(busiest[: share.links]))
+
+
+@pytest.mark.parametrize("form", FORMS, ids="-".join)
+def test_the_sums_are_those_of_the_rows_of_every_facet(form: tuple[Format, Shape], tmp_path: Path) -> None:
+    for facet in FACETS:
+        query = query_for(facet, "day", -1, REFERENCE, 8)
+        make_output(tmp_path / facet, query, random_rows(facet, seed=len(facet)), form)
+    every = sums_at(tmp_path).facets
+    assert [found.facet for found in every] == [*FACETS]
+    for found in every:
+        check(found, found.facet, decoded(tmp_path / found.facet, found.facet, form))
+        assert found.breakdown is None or found.breakdown.names > 0
+        assert (found.older, len(found.outputs)) == (0, 1)
+
+
+@pytest.mark.parametrize("form", [(Format.NDJSON_GZ, Shape.NESTED), (Format.PARQUET, Shape.FLAT)])
+def test_periods_are_added_up_and_what_bitly_clipped_is_counted(form: tuple[Format, Shape], tmp_path: Path) -> None:
+    expected: dict[str, int] = defaultdict(int)
+    every = []
+    for day in ("2026-11-20", "2026-11-21", "2026-11-22"):
+        query = query_for_period("countries", Period("day", date.fromisoformat(day)), 50)
+        out = make_output(tmp_path / f"countries/dt={day}", query, random_rows("countries", int(day[-2:])), form)
+        rows = decoded(out, "countries", form)
+        calls = {row["bitlink"]: row["clicks_listed"] for row in rows}
+        expected[f"{day}T00:00:00Z"] += sum(calls.values())
+        every += rows
+    found = of_facet(tmp_path / "{facet}/dt={dt}")
+    check(found, "countries", every)
+    assert {each.start: each.clicks for each in found.periods} == expected
+    assert (found.unit, found.period_count, len(found.outputs)) == ("day", 3, 3)
+
+
+@pytest.mark.parametrize("shape", Shape)
+def test_of_refreshed_rows_and_of_running_totals_the_newest_counts(shape: Shape, tmp_path: Path) -> None:
+    query = query_for("devices", "day", -1, REFERENCE, 50)
+    old = random_rows("devices", 1)
+    new = [replace(row, moment="2026-11-24T06:00:00Z") for row in random_rows("devices", 2, links=30)]
+    form = (Format.NDJSON, shape)
+    fresh = RefreshCounts(86400.0, 0, 60, 0, None)
+    out = make_output(tmp_path / "refreshed", query, [*old, *new], form, refresh=fresh)
+    found = of_facet(out)
+    check(found, "devices", decoded(out, "devices", form))
+    assert (found.rows, found.older) == (60, 30)
+    # The same in two folders, each with a running total.
+    make_output(tmp_path / "lake/a", query, old, form)
+    make_output(tmp_path / "lake/b", replace(query, unit_reference="2026-11-24T06:00:00Z"), new, form)
+    apart = of_facet(tmp_path / "lake")
+    assert (apart.rows, apart.older, apart.clicks, apart.breakdown) == (60, 30, found.clicks, found.breakdown)
+
+
+def test_outputs_of_another_window_are_left_out_and_named(tmp_path: Path) -> None:
+    rows = [Row("bit.ly/a", [{"value": "direct", "clicks": 5}])]
+    for day in ("2026-11-21", "2026-11-22"):
+        make_output(tmp_path / day, query_for_period("referrers", Period("day", date.fromisoformat(day)), 50), rows)
+    make_output(tmp_path / "all", query_for("referrers", "day", -1, REFERENCE, 50), rows)
+    found = sums_at(tmp_path)
+    assert found.facets[0].clicks == 10
+    assert [text.startswith(str(tmp_path / "all")) for text in found.left_out] == [True]
+
+
+def test_a_growing_file_is_read_up_to_what_is_committed_and_a_torn_line_is_named(tmp_path: Path) -> None:
+    rows = random_rows("referrers", 3)
+    form = (Format.NDJSON, Shape.NESTED)
+    query = query_for("referrers", "day", -1, REFERENCE, 50)
+    out = make_output(tmp_path / "results.ndjson", query, rows, form, ended=None, complete=False)
+    whole = sums_at(out)
+    with out.open("ab") as stream:
+        stream.write(b'{"record_id":"torn')
+    torn = sums_at(out)
+    assert torn.facets == whole.facets
+    assert torn.left_out == ("18 bytes at the end of a growing file are not committed yet, and not added up",)
+    out.write_bytes(out.read_bytes()[:100])
+    with pytest.raises(harvester.OutputError, match="it was truncated"):
+        sums_at(out)
+
+
+def test_what_is_no_row_is_an_error_that_names_its_file(tmp_path: Path) -> None:
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), [])
+    part = next(out.glob("part-*"))
+    part.write_bytes(b"not gzip")
+    with pytest.raises(harvester.OutputError, match=f"{part.name} contains what is not a row"):
+        sums_at(out)
+
+
+def test_parts_that_a_loader_has_taken_are_named_and_not_added_up(tmp_path: Path) -> None:
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), random_rows("referrers", 1))
+    next(out.glob("part-*")).unlink()
+    found = sums_at(out)
+    assert found.facets[0].rows == 0
+    assert found.left_out[0].startswith("1 part is gone, and not added up")
+
+
+def test_parts_that_the_manifest_does_not_list_yet_are_named_and_not_added_up(tmp_path: Path) -> None:
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), random_rows("referrers", 1))
+    before = of_facet(out)
+    part = next(out.glob("part-*"))
+    shutil.copyfile(part, out / part.name.replace("00000", "00001"))
+    shutil.copyfile(part, out / "part-ffffffffffff-00000.ndjson.gz")  # of no run of this output
+    found = sums_at(out)
+    assert found.facets == (before,)
+    assert found.left_out == ("1 part is newer than the manifest, and not added up yet",)
+
+
+def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), [])
+    for library in ("duckdb", "jinja2", "vl_convert"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, library, None)
+            with pytest.raises(harvester.UsageError, match=r"pip install 'bitly-harvester\[report\]'"):
+                harvester.report(out)
+
+
+def test_too_little_room_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), random_rows("referrers", 1))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(harvester.OutputError, match="nowhere"):
+        sums_at(out)
+
+
+def test_an_output_without_rows_has_sums_of_nothing(tmp_path: Path) -> None:
+    for facet in FACETS:
+        make_output(tmp_path / facet, query_for(facet, "day", -1, REFERENCE, 50), [])
+    for found in sums_at(tmp_path).facets:
+        assert (found.rows, found.links, found.clicks, found.busiest, found.spread, found.shares) == (
+            0,
+            0,
+            0,
+            (),
+            (),
+            (),
+        )
+
+
+def test_counts_at_the_border_of_64_bits_and_names_of_any_length_are_added_up(tmp_path: Path) -> None:
+    most = 2**63 - 1
+    names = ["a" * 10_000, "\x00", "\u202e", "]]>", "\ud7ff", "𝄞"]
+    rows = [
+        Row(f"bit.ly/{place}-{number}", [{"value": name, "clicks": most}])
+        for place, name in enumerate(names)
+        for number in range(3)
+    ]
+    for form in ((Format.NDJSON_ZST, Shape.FLAT), (Format.PARQUET, Shape.NESTED)):
+        out = make_output(tmp_path / "-".join(form), query_for("referrers", "day", -1, REFERENCE, 50), rows, form)
+        found = of_facet(out)
+        check(found, "referrers", decoded(out, "referrers", form))
+        assert found.clicks == most * 18
+
+
+def test_a_row_of_more_than_16_megabytes_is_read(tmp_path: Path) -> None:
+    metrics = [{"value": f"{number}" + "x" * 200_000, "clicks": 1} for number in range(100)]
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 500), [Row("bit.ly/a", metrics)])
+    assert of_facet(out).clicks == 100
+
+
+def test_reasons_are_counted_and_the_lines_of_a_table_are_bounded(tmp_path: Path) -> None:
+    gone = {"bitlink": "bit.ly/gone", "kind": "refused", "status": 404, "message": "NOT_FOUND"}
+    invalid = {"bitlink": None, "kind": "invalid", "status": None, "message": "x"}
+    failures: list[dict[str, Any]] = [gone, gone | {"bitlink": "bit.ly/also"}, invalid]
+    rows = [Row(f"bit.ly/{n}", [{"value": f"name {n}", "clicks": n}]) for n in range(30)]
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), rows, failures=failures)
+    found = sums_at(out, lines=10)
+    assert [(each.kind, each.status, each.number, each.example) for each in found.failures] == [
+        ("refused", 404, 2, "bit.ly/also"),
+        ("invalid", None, 1, None),
+    ]
+    assert found.without_row == {"refused": 2, "invalid": 1}
+    breakdown = found.facets[0].breakdown
+    assert breakdown is not None
+    assert ([each.clicks for each in breakdown.lines], breakdown.names) == ([*range(29, 19, -1)], 30)
+    assert len(found.facets[0].busiest) == 10
+
+
+def test_columns_that_this_version_does_not_know_are_passed_over(tmp_path: Path) -> None:
+    form = (Format.NDJSON, Shape.NESTED)
+    rows = [Row("bit.ly/a", [{"value": "direct", "clicks": 5}])]
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), rows, form)
+    part = next(out.glob("part-*"))
+    row = orjson.loads(part.read_bytes())
+    del row["carried"], row["source"]
+    part.write_bytes(orjson.dumps(row | {"later": {"a": [1]}}) + b"\n")
+    assert of_facet(out).clicks == 5
