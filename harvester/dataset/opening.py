@@ -365,13 +365,9 @@ class _Recovery:
                 "are kept"
             )
             return
-        if lost > 0:
-            self.warn(f"{lost} committed calls are missing from the journal (a power failure?): they are made again")
-        else:  # their rows are published, or as many lines that were not committed have taken their place
-            self.warn(
-                "committed lines are missing from the journal (a power failure, or an older copy?): calls whose rows "
-                "are not published are made again"
-            )
+        # Not counted: their rows are published, or as many lines that were not committed have taken their place.
+        what = f"{lost} committed call{'s are' if lost > 1 else ' is'}" if lost > 0 else "committed lines are"
+        self.warn(f"{what} missing from the journal (a power failure?): those without a published row are made again")
 
     def _settle_held(self, segment: int) -> None:
         """Make each row that the last run held the row of its call, at the end of a segment's journal."""

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from harvester.dataset.journal import (
     RECENT_FAILURES,
     VOID,
-    AttemptFile,
     Gap,
     Journal,
     PartLimits,
@@ -19,12 +18,12 @@ from harvester.dataset.journal import (
     good_lines,
     mend,
     read,
-    read_attempts,
     remove,
     segment_path,
     segments,
     survey,
 )
+from harvester.dataset.sidecars import AttemptFile, read_attempts
 from harvester.errors import OutputError
 from harvester.progress import AttemptCounts
 from tests.conftest import quick_folder
