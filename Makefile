@@ -36,7 +36,8 @@ nightly: .venv/dev
 	$(PYTEST) -m nightly
 	$(PYTEST) -m "hypothesis and not nightly" --hypothesis-profile=nightly
 
-# Each operation on a file fails, the power is cut after each, and random scenarios; make test tries some of them.
+# Each operation on a file fails, the power is cut after each, and 1,000 random scenarios, of which each takes about a second
+# of CPU time; make test tries some of them.
 chaos: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m chaos

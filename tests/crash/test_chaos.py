@@ -40,8 +40,8 @@ def test_nothing_is_lost_doubled_or_bought_twice(runs: int, jobs: int) -> None:
 
 @pytest.mark.slow
 def test_a_recovery_that_forgets_is_found() -> None:
-    """Three of these seeds find it; one is enough, since the machine decides what a signal meets."""
-    played = chaos("--seed", "20", "--runs", "4", "--jobs", "2", program=("-c", PLANTED))
+    """Two of these seeds find it; one is enough, since the machine decides what a signal meets."""
+    played = chaos("--seed", "8", "--runs", "4", "--jobs", "2", program=("-c", PLANTED))
     assert played.returncode == 1, played.stdout + played.stderr
     assert count(played.stdout, "rows doubled") > 0
 
