@@ -59,7 +59,7 @@ _TIME_AXIS = {
     "labelOverlap": "greedy",
     "format": {
         "year": "%Y",
-        "quarter": "%b",
+        "quarter": "%b %d",
         "month": "%b %d",
         "week": "%b %d",
         "date": "%b %d",
