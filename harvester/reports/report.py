@@ -71,13 +71,15 @@ def report(out: str | os.PathLike[str]) -> Report:
     import_jinja2(needed)
     import_vl_convert(needed)
     sources = sources_at(name, layout_patterns("OUT", name))
-    return _page(name, sources)
+    return _made(name, sources)
 
 
 def check_replaceable(path: str) -> None:
     """Raise UsageError if a file of this name exists that is not a report."""
     if not os.path.lexists(path):
         return
+    if not os.path.isfile(path):  # a FIFO would be waited for
+        raise UsageError(f"{path} is not a file: name another one", option="--to")
     try:
         with open(path, "rb") as stream:
             beginning = stream.read(_MARKED_BYTES)
@@ -87,7 +89,7 @@ def check_replaceable(path: str) -> None:
         raise UsageError(f"{path} exists, and is not a report: name another file", option="--to")
 
 
-def _page(name: str, sources: Sources) -> Report:
+def _made(name: str, sources: Sources) -> Report:
     sums = sums_of(sources, lines=_lines_for(sources))
     script = _text("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

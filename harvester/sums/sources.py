@@ -7,11 +7,13 @@ from fnmatch import fnmatchcase
 from glob import glob, has_magic
 from typing import NamedTuple
 
+from harvester.bitly.facets import FACETS
 from harvester.dataset import manifest as manifests
 from harvester.dataset.manifest import Found, Manifest
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError
 from harvester.rows.encode import Format
+from harvester.rows.schema import Shape
 from harvester.storage.location import FAILURES, MANIFEST, is_url, normal
 from harvester.storage.object_store import open_store
 from harvester.storage.storage import LocalStorage, Storage
@@ -135,6 +137,14 @@ def _in_store(pattern: str) -> Iterator[str]:
 
 
 def _opened(found: Found) -> Source:
+    """Return the output of a manifest.
+
+    Raises:
+        UsageError: the manifest lacks what its rows are read by; `parse` leaves that unchecked.
+    """
+    query, shapes = found.content.query, [shape.value for shape in Shape]
+    if query.get("facet") not in FACETS or not {"unit", "units"} <= query.keys() or found.content.shape not in shapes:
+        raise UsageError(f"{found.path}: not a harvester manifest (its query or its shape is not known)")
     if is_url(found.out):
         store = open_store(found.out)
         return Source(found.out, found.content, store, store, growing=False)

@@ -59,6 +59,7 @@ def make_output(
     out: Path,
     query: Query,
     rows: Sequence[Row],
+    /,
     form: tuple[Format, Shape] = (Format.NDJSON_GZ, Shape.NESTED),
     failures: Sequence[Mapping[str, Any]] = (),
     **changes: Any,

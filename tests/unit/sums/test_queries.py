@@ -212,6 +212,20 @@ def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path: Path, monke
                 harvester.report(out)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"query": {}}, {"query": {"facet": "moods", "unit": "day", "units": 1}}, {"shape": "round"}]
+)
+def test_a_manifest_whose_rows_are_not_known_is_refused_or_left_out(changes: dict[str, Any], tmp_path: Path) -> None:
+    query = query_for("referrers", "day", -1, REFERENCE, 50)
+    strange = make_output(tmp_path / "strange", query, [], **changes)
+    with pytest.raises(harvester.UsageError, match="its query or its shape is not known"):
+        sums_at(strange)
+    make_output(tmp_path / "known", query, random_rows("referrers", 1))
+    found = sums_at(tmp_path)
+    assert len(found.facets) == 1
+    assert "not a harvester manifest" in found.left_out[0]
+
+
 def test_too_little_room_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), random_rows("referrers", 1))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
