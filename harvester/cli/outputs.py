@@ -6,7 +6,6 @@ every few seconds.
 
 import os
 from collections.abc import Coroutine
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -22,6 +21,7 @@ from harvester.jsonlines import as_json
 from harvester.parameters import Parameter
 from harvester.reporting.terminal import discard_output, for_stdout, print_html, print_out, say
 from harvester.shutdown import CONSEQUENCES, OK, OUTPUT, SOME_FAILED, TOO_MANY_FAILED, ShutdownSignal
+from harvester.signals import INTERRUPTED
 from harvester.storage.location import STDOUT, is_url
 
 Out = Annotated[str, Parameter(name="--out")]
@@ -117,8 +117,11 @@ def status(
         return OK
     from harvester.config.parsing import seconds_of
 
-    with suppress(KeyboardInterrupt):
+    try:
         status_text.follow(run_status.changes(path, seconds_of("--every", every)), json=choice.json)
+    except SystemExit as end:
+        if end.code != INTERRUPTED:
+            raise
     return OK
 
 

@@ -65,7 +65,7 @@ def test_no_room_for_the_count_names_its_file_and_not_the_ledger(tmp_path: Path,
     served, path, out = serve(), tmp_path / "links.txt", tmp_path / "out"
     path.write_text("".join(f"bit.ly/{i}\n" for i in range(100_000)))
     command = [*commands(path, out, served), "--per-month", "1000000", "--max-calls", "5"]
-    done = harvester(*command, "--strict", wrapper=("prlimit", "--fsize=65536"))
+    done = harvester(*command, "--strict", wrapper=("prlimit", "--fsize=262144"))
     assert done.returncode == 8, done.stderr
     assert "scratch.sqlite: " in done.stderr
     assert "ledger" not in done.stderr

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from harvester.budget import database
-from harvester.dataset import journal, opening, part_publisher
+from harvester.dataset import journal, opening, part_publisher, sidecars
 from harvester.run import harvest
 from harvester.storage import appended_file, filesystem, folders, sqlite, storage
 
@@ -151,7 +151,7 @@ def put_in_place(observer: Observer, *, budget: bool = True) -> None:
         raw = observer.around(Operation("open", path), lambda: ObservedFile(path, mode))
         return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
 
-    for module in (journal, filesystem, appended_file, storage, part_publisher, opening, folders, sqlite):
+    for module in (journal, sidecars, filesystem, appended_file, storage, part_publisher, opening, folders, sqlite):
         vars(module)["os"] = ObservedOs(observer)
         vars(module)["open"] = observed_open
     for module in (sqlite, *([database] if budget else [])):

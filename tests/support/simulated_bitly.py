@@ -313,6 +313,9 @@ class _Rows:
     def failure(self, *_: object, **fields: object) -> bytes:
         return repr(fields).encode()
 
+    def failed_call(self, *fields: object) -> bytes:
+        return repr(fields).encode()
+
 
 @dataclass
 class MemoryStore:
