@@ -186,15 +186,20 @@ def pairs(title: str, description: str, points: Sequence[Point], names: Sequence
     values = [{"group": point.moment, "value": point.value, "series": point.series} for point in points]
     order = list(dict.fromkeys(point.moment for point in points))
     colour = {"field": "series", "scale": {"domain": [*names], "range": [*COLOURS[: len(names)]]}, "legend": {}}
-    x = {"title": "clicks of a link", "labelAngle": 0, "ticks": False}
     y = {"title": None, "format": "~%", "tickCount": 4, "domain": False}
-    encoding = {
-        "x": {"field": "group", "type": "nominal", "sort": order, "axis": x},
-        "xOffset": {"field": "series", "sort": [*names]},
-        "y": {"field": "value", "type": "quantitative", "axis": y},
-        "color": colour,
-    }
-    return _drawn(title, description, {"data": {"values": values}, "mark": "bar", "encoding": encoding}, _HEIGHT)
+
+    def spec(width: int) -> dict[str, Any]:
+        # Side by side the names would lie over each other on a phone.
+        x = {"title": "clicks of a link", "labelAngle": -40 if width == NARROW else 0, "ticks": False}
+        encoding = {
+            "x": {"field": "group", "type": "nominal", "sort": order, "axis": x},
+            "xOffset": {"field": "series", "sort": [*names]},
+            "y": {"field": "value", "type": "quantitative", "axis": y},
+            "color": colour,
+        }
+        return {"data": {"values": values}, "mark": "bar", "encoding": encoding}
+
+    return Picture(*(_svg(title, description, spec(width), width, _HEIGHT) for width in (WIDE, NARROW)))
 
 
 def _amount(title: str) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from harvester.dataset.manifest import Manifest, WindowUsage
+from harvester.history import HistoryEntry
 from harvester.reports.charts import Point
 from harvester.sums.sources import Source
 
@@ -129,7 +130,7 @@ def _utc(text: str) -> datetime:
 
 def history_of(sources: Sequence[Source]) -> History | None:
     """Return what runs recorded; None where none recorded anything. Outputs that ran side by side are added up."""
-    entries = [entry for source in sources for entry in getattr(source.manifest, "history", ())]
+    entries = [entry for source in sources for entry in source.manifest.history]
     if not entries:
         return None
     entries.sort(key=lambda each: each.start)
@@ -144,14 +145,14 @@ def history_of(sources: Sequence[Source]) -> History | None:
     return History(points, seconds, dict(waits), limits, tuple(_ceilings(entries, points[-1].moment)), tuple(runs))
 
 
-def _step(entries: Sequence[Any]) -> int:
+def _step(entries: Sequence[HistoryEntry]) -> int:
     """Return the seconds of a point: as many whole minutes as bound the number of points."""
     first = min(_utc(each.start) for each in entries)
     last = max(_utc(each.start) + timedelta(seconds=each.seconds) for each in entries)
     return 60 * max(-(-int((last - first).total_seconds()) // (60 * _MOST_POINTS)), 1)
 
 
-def _points(entries: Sequence[Any], seconds: int) -> list[Point]:
+def _points(entries: Sequence[HistoryEntry], seconds: int) -> list[Point]:
     """Return attempts a minute by what they came to; moments between without an attempt are there with 0.
 
     An entry may be longer than a point, or lie across two: it is taken to be even in its time.
@@ -170,7 +171,7 @@ def _points(entries: Sequence[Any], seconds: int) -> list[Point]:
     ]
 
 
-def _ceilings(entries: Sequence[Any], end: str) -> Iterator[Point]:
+def _ceilings(entries: Sequence[HistoryEntry], end: str) -> Iterator[Point]:
     """Yield each limit where it begins and where it changes, and as it is in the end."""
     current: dict[str, float] = {}
     for entry in entries:
@@ -189,7 +190,7 @@ def _parts(start: int, end: int, seconds: int) -> Iterator[tuple[int, float]]:
         yield place, within / (end - start)
 
 
-def _outcomes(entry: Any) -> dict[str, int]:
+def _outcomes(entry: HistoryEntry) -> dict[str, int]:
     """Return what an entry's attempts came to. Errors may be more than its attempts: some reached no server."""
     left = max(entry.attempts - entry.answers - entry.throttled, 0)
     errors = min(entry.server_errors + entry.network_errors, left)
@@ -197,13 +198,13 @@ def _outcomes(entry: Any) -> dict[str, int]:
 
 
 def _runs(source: Source) -> list[RunSum]:
-    found: dict[int, list[Any]] = {}
-    for entry in getattr(source.manifest, "history", ()):
+    found: dict[int, list[HistoryEntry]] = {}
+    for entry in source.manifest.history:
         found.setdefault(entry.invocation, []).append(entry)
     return [_run(source.name, number, of_run) for number, of_run in found.items()]
 
 
-def _run(output: str, number: int, entries: Sequence[Any]) -> RunSum:
+def _run(output: str, number: int, entries: Sequence[HistoryEntry]) -> RunSum:
     begins = min(_utc(each.start) for each in entries)
     ends = max(_utc(each.start) + timedelta(seconds=each.seconds) for each in entries)
     return RunSum(
