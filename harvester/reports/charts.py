@@ -57,6 +57,7 @@ _TIME_AXIS = {
     "title": None,
     "grid": False,
     "labelOverlap": "greedy",
+    "labelSeparation": 8,
     "format": {
         "year": "%Y",
         "quarter": "%b %d",

@@ -2,7 +2,7 @@
 // Sorting and filtering of the tables. Without it the report shows all the same, in the order of the busiest.
 const amount = (text) => parseFloat(text.replace(/,/g, ""));
 const compared = (a, b, isNumber) => {
-  if (!isNumber) return a.localeCompare(b, "en");
+  if (!isNumber) return a.replace(/,/g, "").localeCompare(b.replace(/,/g, ""), "en", { numeric: true });
   const [x, y] = [amount(a), amount(b)];
   return (isNaN(x) ? -1 : x) - (isNaN(y) ? -1 : y);
 };
@@ -25,9 +25,11 @@ const addFilter = (box, table) => {
     const wanted = input.value.toLowerCase();
     let shown = 0;
     for (const line of table.tBodies[0].rows) {
-      line.hidden = !line.textContent.toLowerCase().includes(wanted);
+      const text = line.textContent.toLowerCase();
+      line.hidden = !text.includes(wanted) && !text.replace(/,/g, "").includes(wanted);
       shown += !line.hidden;
     }
+    table.classList.toggle("filtered", wanted !== "");
     status.textContent = wanted ? `${shown.toLocaleString("en")} of ${table.tBodies[0].rows.length.toLocaleString("en")} lines` : "";
   });
   box.before(label);

@@ -98,6 +98,12 @@ def state_of(manifest: Manifest) -> str:
     return "running, or interrupted"
 
 
+def unpublished(source: Source) -> int:
+    """Return how many rows an output has that are in none of its parts yet."""
+    counts = source.manifest.dataset
+    return max(counts.rows + counts.refreshed - sum(part.calls for part in source.manifest.parts), 0)
+
+
 def months_of(sources: Iterable[Source]) -> tuple[Month, ...]:
     """Return the month of each account, as the manifest that was written last has it."""
     newest: dict[str, Manifest] = {}
@@ -112,7 +118,8 @@ def months_of(sources: Iterable[Source]) -> tuple[Month, ...]:
 def _month(account: str, manifest: Manifest, window: WindowUsage) -> Month:
     until = _moment(window.until)
     spent, pace = None, manifest.invocation.rate.per_hour
-    if manifest.ended is None and window.remaining is not None and pace:
+    enough = window.remaining is not None and manifest.remaining is not None and manifest.remaining <= window.remaining
+    if manifest.ended is None and window.remaining is not None and pace and not enough:
         spent = _utc(manifest.updated) + timedelta(hours=window.remaining / pace)
     return Month(account, window.used, window.limit, until, spent if spent and until and spent < until else None)
 

@@ -162,8 +162,13 @@ def _shortfalls(sources: Sequence[Source], sums: Sums) -> Section:
     unlisted = [source for source in sources if not source.has_failures and _without_row(source)]
     if unlisted:
         sentences.append(f"{counted(len(unlisted), 'output')} without a list of failures: their reasons are not known.")
+    if waiting := sum(map(runs.unpublished, sources)):
+        text = f"{counted(waiting, 'row')} not published yet, and so not in this report: a run ends by publishing all."
+        sentences.append(text)
     if not sums.failures:
-        return Section("What is missing", [*sentences, "No call failed or was refused, and every line is a link."])
+        whole = all(source.manifest.input_read_to_end for source in sources)
+        none = "No call failed or was refused, and every line is a link." if whole else "No failure is known so far."
+        return Section("What is missing", [*sentences, none])
     sentences.append(_failures_text(sums.without_row))
     return Section("What is missing", sentences, tables=[failures_table(sums.failures)])
 

@@ -1,5 +1,6 @@
 """`harvester top`: the busiest names, links or periods, as a table for a terminal and as JSON."""
 
+import io
 import shutil
 import sys
 from typing import Any, NamedTuple
@@ -87,10 +88,10 @@ def as_text(found: Top) -> str:
 
     table = _table(found)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _PIPE_WIDTH
-    console = Console(width=width, color_system=None, highlight=False, file=sys.stdout)
-    with console.capture() as captured:
-        console.print(_drawn(table), Text(table.rest), sep="\n")
-    return "\n".join(line.rstrip() for line in captured.get().splitlines()).rstrip()
+    written = io.StringIO()
+    console = Console(width=width, color_system=None, highlight=False, file=written)
+    console.print(_drawn(table), Text(table.rest), sep="\n")
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines()).rstrip()
 
 
 def _table(found: Top) -> Table:

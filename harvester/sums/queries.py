@@ -106,8 +106,8 @@ def _kind(source: Source) -> str:
 
 def _failures(database: Database) -> tuple[FailureSum, ...]:
     found = database.fetch(
-        "SELECT kind, status, message, count(*) AS number, min(bitlink) FROM failures GROUP BY kind, status, message "
-        f"ORDER BY number DESC, kind, status, message LIMIT {MOST_LINES}"
+        "SELECT kind, status, message, count(*) AS number, min(coalesce(bitlink, text)) FROM failures "
+        f"GROUP BY kind, status, message ORDER BY number DESC, kind, status, message LIMIT {MOST_LINES}"
     )
     return tuple(FailureSum(*each) for each in found)
 

@@ -43,7 +43,10 @@ _COLUMNS = {
 }
 """What is read of a call's columns, with the types that NDJSON is read with."""
 _MOMENTS = ("unit_reference", "period_start", "period_end", "fetched_at")
-_FAILURE = {"kind": "VARCHAR", "status": "BIGINT", "message": "VARCHAR", "bitlink": "VARCHAR"}
+_FAILURE = {
+    "kind": "VARCHAR", "status": "BIGINT", "message": "VARCHAR", "bitlink": "VARCHAR", "file": "VARCHAR",
+    "line": "BIGINT", "text": "VARCHAR",
+}  # fmt: skip
 
 
 class Database:
@@ -91,7 +94,10 @@ class Database:
                 self._insert(file, source, number)
 
     def load_failures(self, sources: Iterable[Source]) -> None:
-        """Make the table `failures` of the files `_failures.ndjson`. Raises as `load_rows`."""
+        """Make the table `failures` of the files `_failures.ndjson`. Raises as `load_rows`.
+
+        A line that is no bitlink is there once, however many outputs were made of its list.
+        """
         columns = ", ".join(f"{name} {kind}" for name, kind in _FAILURE.items())
         self.fetch(f"CREATE OR REPLACE TABLE failures ({columns})")
         for source in sources:
@@ -100,6 +106,8 @@ class Database:
             with self._staged(source.beside, RowFile(FAILURES, Format.NDJSON, None)) as path:
                 select = f"SELECT {', '.join(_FAILURE)} FROM {_FILE}"
                 self._insert_into("failures", select, path, _FAILURE, source.beside.path(FAILURES))
+        first = "SELECT min(rowid) FROM failures WHERE kind = 'invalid' GROUP BY file, line, text"
+        self.fetch(f"DELETE FROM failures WHERE kind = 'invalid' AND rowid NOT IN ({first})")
 
     def _insert(self, file: RowFile, source: Source, number: int) -> None:
         if file.size == 0:

@@ -1,6 +1,6 @@
 """How runs went, as the report sums it up."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ import pytest
 
 from harvester.bitly.query import query_for
 from harvester.dataset.manifest import BudgetReport, DatasetCounts, Invocation, Rate, Stopped, WindowUsage
+from harvester.history import HistoryEntry
 from harvester.progress import AttemptCounts
 from harvester.reports import runs
 from harvester.reports.sections import sections_of
@@ -21,30 +22,12 @@ QUERY = query_for("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
 START = datetime(2026, 11, 20, tzinfo=UTC)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """The keys of an entry of the manifest's history."""
-
-    invocation: int
-    start: str
-    seconds: int
-    attempts: int = 0
-    answers: int = 0
-    failed: int = 0
-    throttled: int = 0
-    server_errors: int = 0
-    network_errors: int = 0
-    retries: int = 0
-    waits: dict[str, float] = field(default_factory=dict)
-    limits: dict[str, int] = field(default_factory=dict)
-
-
-def entry(minute: int, seconds: int = 60, invocation: int = 1, **counts: Any) -> Entry:
+def entry(minute: int, seconds: int = 60, invocation: int = 1, **counts: Any) -> HistoryEntry:
     moment = START + timedelta(minutes=minute)
-    return Entry(invocation, moment.isoformat().replace("+00:00", "Z"), seconds, **counts)
+    return HistoryEntry(invocation, moment.isoformat().replace("+00:00", "Z"), seconds, **counts)
 
 
-def source(tmp_path: Path, *history: Entry, **changes: Any) -> Source:
+def source(tmp_path: Path, *history: HistoryEntry, **changes: Any) -> Source:
     out = make_output(tmp_path / f"out-{len(list(tmp_path.iterdir()))}", QUERY, [], **changes)
     (found,) = sources_at(str(out), [str(out)]).found
     names = type(found.manifest).__dataclass_fields__
@@ -68,10 +51,12 @@ def test_the_month_is_that_of_the_last_manifest_and_is_spent_at_its_pace(tmp_pat
     budget = BudgetReport("mine", "0a", None, (month,))
     old = source(tmp_path, updated="2026-11-22T00:00:00Z", budget=replace(budget, windows=(replace(month, used=1),)))
     now = Invocation(2, NOW, None, (), 100, None, Rate(100, 3600.0))
-    going_on = source(tmp_path, budget=budget, invocation=now, ended=None, complete=False)
+    going_on = source(tmp_path, budget=budget, invocation=now, ended=None, complete=False, remaining=5000)
     (found,) = runs.months_of([going_on, old])
     assert (found.account, found.used, found.limit) == ("mine", 400, 1000)
     assert found.spent == datetime(2026, 11, 23, 12, 0, 1, tzinfo=UTC)
+    few = source(tmp_path, budget=budget, invocation=now, ended=None, complete=False, remaining=52)
+    assert runs.months_of([few])[0].spent is None  # the list ends before the month's room does
     slow = source(tmp_path, budget=budget, invocation=replace(now, rate=Rate(1, 3600.0)), ended=None, complete=False)
     assert runs.months_of([slow])[0].spent is None
     assert runs.months_of([old])[0].spent is None  # it has ended

@@ -270,16 +270,19 @@ def test_a_row_of_more_than_16_megabytes_is_read(tmp_path: Path) -> None:
 
 def test_reasons_are_counted_and_the_lines_of_a_table_are_bounded(tmp_path: Path) -> None:
     gone = {"bitlink": "bit.ly/gone", "kind": "refused", "status": 404, "message": "NOT_FOUND"}
-    invalid = {"bitlink": None, "kind": "invalid", "status": None, "message": "x"}
+    invalid = {"kind": "invalid", "status": None, "message": "x", "file": "links.txt", "line": 7, "text": "nonsense"}
     failures: list[dict[str, Any]] = [gone, gone | {"bitlink": "bit.ly/also"}, invalid]
     rows = [Row(f"bit.ly/{n}", [{"value": f"name {n}", "clicks": n}]) for n in range(30)]
     out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), rows, failures=failures)
     found = sums_at(out, lines=10)
     assert [(each.kind, each.status, each.number, each.example) for each in found.failures] == [
         ("refused", 404, 2, "bit.ly/also"),
-        ("invalid", None, 1, None),
+        ("invalid", None, 1, "nonsense"),
     ]
     assert found.without_row == {"refused": 2, "invalid": 1}
+    query = query_for("referrers", "day", -1, REFERENCE, 50)
+    both = [str(make_output(tmp_path / f"dt={day}", query, [], failures=failures)) for day in (1, 2)]
+    assert sums_of(sources_at("dt=*", both)).without_row == {"refused": 4, "invalid": 1}  # of the one list
     breakdown = found.facets[0].breakdown
     assert breakdown is not None
     assert ([each.clicks for each in breakdown.lines], breakdown.names) == ([*range(29, 19, -1)], 30)
