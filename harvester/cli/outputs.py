@@ -245,6 +245,7 @@ def top(
         As for `report`.
     by:
         What to print; by default the first of referrers, domains, countries, devices and cities that was harvested.
+        Of days, the newest are printed.
     lines:
         How many lines to print, at most.
     json:

@@ -8,6 +8,7 @@ from harvester.progress import WAIT_REASONS, counted, duration, idle_in_words, s
 from harvester.reports import charts, runs
 from harvester.reports.charts import Bar, Picture, Point
 from harvester.reports.tables import (
+    LONGEST_REASON,
     VALUES,
     Column,
     Table,
@@ -241,7 +242,7 @@ def _outputs_table(sources: Sequence[Source]) -> Table:
     for source in sources[:1000]:
         manifest, counts = source.manifest, source.manifest.dataset
         run = f"{manifest.invocation.number:,}"
-        texts = (printable(source.name), source.facet, printable(runs.state_of(manifest)), run)
+        texts = (printable(source.name), source.facet, printable(runs.state_of(manifest), LONGEST_REASON), run)
         numbers = (counts.rows, counts.refused, counts.failed, counts.pending, manifest.attempts.total)
         times = (moment_text(manifest.started), moment_text(manifest.ended or manifest.updated))
         lines.append((*texts, *times, *(f"{number:,}" for number in numbers)))

@@ -9,6 +9,8 @@ from harvester.sums.figures import Breakdown, FacetSums, FailureSum, Named
 
 LONGEST_TEXT = 96
 """Characters of a name that are shown."""
+LONGEST_REASON = 300
+"""Characters of the reason why a run has stopped, which ends with what to do."""
 _MOST_CARRIED = 6
 """Carried columns that are shown."""
 _FIELDS = {

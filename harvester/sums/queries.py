@@ -59,13 +59,13 @@ def sums_of(sources: Sources, *, facets: Sequence[str] = (), lines: int = MOST_L
     """
     left_out = list(sources.left_out)
     with opened_database() as database:
-        database.load_failures(sources.found)
+        wanted = [name for name in FACETS if not facets or name in facets]
+        by_facet = {name: [each for each in sources.found if each.facet == name] for name in wanted}
+        chosen = {name: _of_one_window(group, left_out) for name, group in by_facet.items() if group}
+        database.load_failures(each for group in chosen.values() for each in group)
         failures = _failures(database)
         without_row = dict(database.fetch("SELECT kind, count(*) FROM failures GROUP BY kind"))
-        found: list[FacetSums] = []
-        for facet in [name for name in FACETS if not facets or name in facets]:
-            chosen = _of_one_window([each for each in sources.found if each.facet == facet], left_out)
-            found += [_FacetQueries(database, facet, chosen, lines).sums()] if chosen else []
+        found = [_FacetQueries(database, name, group, lines).sums() for name, group in chosen.items()]
         left_out += _unread(database, sources.found)
     return Sums(main_facet_of(sources.found), tuple(found), failures, without_row, tuple(left_out))
 

@@ -128,7 +128,9 @@ class Database:
                 return
             except self._duckdb.Error as error:
                 if most == _LONG_ROW_BYTES or "maximum_object_size" not in str(error):
-                    raise OutputError(f"{name} contains what is not a row: {_first_line(error)}") from error
+                    why = _first_line(error).replace(path, name)
+                    text = f"{name} contains what is not a row: {why}; `harvester verify` finds all that is wrong"
+                    raise OutputError(text) from error
 
     @contextmanager
     def _staged(self, storage: Storage, file: RowFile) -> Iterator[str]:
