@@ -154,9 +154,10 @@ def test_outputs_of_another_window_are_left_out_and_named(tmp_path: Path) -> Non
     rows = [Row("bit.ly/a", [{"value": "direct", "clicks": 5}])]
     for day in ("2026-11-21", "2026-11-22"):
         make_output(tmp_path / day, query_for_period("referrers", Period("day", date.fromisoformat(day)), 50), rows)
-    make_output(tmp_path / "all", query_for("referrers", "day", -1, REFERENCE, 50), rows)
+    gone = {"bitlink": "bit.ly/gone", "kind": "refused", "status": 404, "message": "NOT_FOUND"}
+    make_output(tmp_path / "all", query_for("referrers", "day", -1, REFERENCE, 50), rows, failures=[gone])
     found = sums_at(tmp_path)
-    assert found.facets[0].clicks == 10
+    assert (found.facets[0].clicks, found.without_row) == (10, {})
     assert [text.startswith(str(tmp_path / "all")) for text in found.left_out] == [True]
 
 
