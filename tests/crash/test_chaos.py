@@ -47,7 +47,7 @@ def test_a_recovery_that_forgets_is_found() -> None:
 
 
 def test_a_seed_always_draws_the_same_scenario() -> None:
-    first, again = (chaos("--seed", "7") for _ in range(2))
+    first, again = (chaos("--seed", "3") for _ in range(2))
     assert first.returncode == again.returncode == 0, first.stdout
     drawn = [line.split(": ")[0] for line in first.stdout.splitlines() if line.startswith("- ")]
     assert len(drawn) > 2
