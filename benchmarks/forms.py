@@ -22,7 +22,7 @@ import aiohttp
 
 from benchmarks.bare_pool import WORKERS, work
 from benchmarks.measuring import output_of, said, serving
-from benchmarks.verify import fill
+from benchmarks.outputs import fill
 from harvester.cli.harvesting import SWITCH_SECONDS
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measuring import Used, run, said
-from benchmarks.verify import QUERY
+from benchmarks.outputs import QUERY
 from harvester.bitly.verdicts import Answer
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
 from harvester.rows.row import RowBuilder

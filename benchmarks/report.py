@@ -6,22 +6,16 @@ The rows are published by the real store. Few links have nearly all clicks, as i
 place, and referrers with a long tail come with it.
 """
 
-import argparse
 import random
 import sys
-import tempfile
 from itertools import accumulate
 from pathlib import Path
 
 from benchmarks.measuring import run, said
-from benchmarks.verify import QUERY, finish
+from benchmarks.outputs import QUERY, fill, finish, main_over
 from harvester.bitly.verdicts import Answer
-from harvester.dataset.journal import PartLimits
-from harvester.dataset.opening import open_dataset
-from harvester.rows.call import CallState
-from harvester.rows.encode import Format, RequestedPartFormat
+from harvester.rows.encode import Format
 from harvester.rows.schema import Shape
-from harvester.storage.folders import resolve
 
 MOST_CPU_SECONDS = 20.0
 MOST_BYTES = 500 * 10**6
@@ -45,22 +39,15 @@ def make(out: Path, calls: int, made: tuple[Format, Shape]) -> None:
     dice = random.Random(7)
     weights = [*accumulate(1 / (place + 1) for place in range(_NAMES))]
     names = [f"https://site-{place}.example/some/path" for place in range(_NAMES)]
-    policy = PartLimits(100_000, 2**40)
-    with open_dataset(resolve(str(out)), QUERY, policy, print, asked=RequestedPartFormat(*made)) as store:
-        moment = str(store.ledger.facts()["started"])
-        for number in range(calls):
-            link, most = f"bit.ly/3{number:07x}", calls * 10 // (number + 1)
-            chosen = dict.fromkeys(dice.choices(names, cum_weights=weights, k=dice.randrange(2 * _METRICS + 1)))
-            clicks = [max(most >> place, 1) for place in range(len(chosen))]
-            metrics = [{"value": name, "clicks": count} for name, count in zip(chosen, clicks, strict=True)]
-            answer = Answer(metrics, sum(clicks), 30, QUERY.unit_reference)
-            key = store.rows.key(link)
-            store.record(key, CallState.ROW, store.rows.row(link, key, answer, moment), None)
-            if number % 5000 == 0:
-                store.commit(store.take_batch())
-        store.end_part()
-        store.commit(store.take_batch())
-        store.publish()
+
+    def answer(number: int) -> Answer:
+        most = calls * 10 // (number + 1)
+        chosen = dict.fromkeys(dice.choices(names, cum_weights=weights, k=dice.randrange(2 * _METRICS + 1)))
+        clicks = [max(most >> place, 1) for place in range(len(chosen))]
+        metrics = [{"value": name, "clicks": count} for name, count in zip(chosen, clicks, strict=True)]
+        return Answer(metrics, sum(clicks), 30, QUERY.unit_reference)
+
+    with fill(out, calls, made, answer, part_rows=100_000) as store:
         finish(store, calls)
 
 
@@ -79,27 +66,5 @@ def measure(out: Path, rows: int, made: tuple[Format, Shape]) -> bool:
     return holds
 
 
-def main() -> int:
-    """Measure every form; 1 when a promise does not hold."""
-    parser = argparse.ArgumentParser(description="What `harvester report` takes.")
-    parser.add_argument("--rows", type=int, default=1_000_000, metavar="ROWS")
-    parser.add_argument("--folder", help="where the outputs lie meanwhile; about 1 GB for a million rows")
-    parser.add_argument("--make", nargs=4, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.make:
-        out, made_of, form, shape = options.make
-        make(Path(out), int(made_of), (Format(form), Shape(shape)))
-        return 0
-    held = []
-    for made in OUTPUTS:
-        calls = options.rows if made[1] is Shape.NESTED else options.rows // _METRICS
-        with tempfile.TemporaryDirectory(prefix="harvester-report-", dir=options.folder) as folder:
-            out = Path(folder) / "out"
-            # In a process of its own: a child's peak begins with the one of the process that it came from.
-            run("-m", "benchmarks.report", "--make", str(out), str(calls), *made)
-            held.append(measure(out, options.rows, made))
-    return 0 if all(held) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_over(OUTPUTS, _METRICS, make, measure, "report"))

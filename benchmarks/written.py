@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.measuring import check_rows, harvest, output_of, said, serving, write_list
-from benchmarks.verify import ANSWER, QUERY
+from benchmarks.outputs import ANSWER, QUERY
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.opening import open_dataset
