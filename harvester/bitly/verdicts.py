@@ -179,7 +179,7 @@ def classify(
         return classify_error(status, headers, body)
     try:
         record = _object_in_answer(body, whole=whole)
-        if record.get("message") and (limit := _classify_limit(200, headers, _message_of(record))):
+        if limit := _limit_in_answer(headers, record):
             return limit
         metrics = facet.metrics_in(record)
         reference = _reference_text(record.get("unit_reference"))
@@ -196,7 +196,7 @@ def classify(
         clicks_listed=clicks_listed,
         units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
         unit_reference_returned=reference,
-        totals=facet.totals_in(record) if facet.totals else {},
+        totals=facet.totals_in(record),
     )
 
 
@@ -216,7 +216,7 @@ def classify_document(
         return classify_error(status, headers, body)
     try:
         record = _object_in_answer(body, whole=whole)
-        if record.get("message") and (limit := _classify_limit(200, headers, _message_of(record))):
+        if limit := _limit_in_answer(headers, record):
             return limit
         content = read(record)
     except NotTheFacet as error:
@@ -253,6 +253,11 @@ def _object_in_answer(body: bytes, *, whole: bool) -> dict[str, Any]:
     if type(record) is not dict:
         raise NotTheFacet("not a JSON object")
     return record
+
+
+def _limit_in_answer(headers: Mapping[str, str], record: Mapping[str, Any]) -> MonthSpent | Throttled | None:
+    """Return the verdict on a 200 whose message says that a limit is spent; None for any other."""
+    return _classify_limit(200, headers, _message_of(record)) if record.get("message") else None
 
 
 def _message_of(record: Mapping[str, Any]) -> str:

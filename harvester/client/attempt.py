@@ -134,8 +134,7 @@ class AttemptSender:
         # may not go gives its slot back before it waits: a waiter never holds a connection.
         refusal = self._breaker.wait_before_sending(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
-            if self._budget.limits.per_minute:
-                await self.pacer.acquire(self._waits_for_pace)
+            await self.pacer.acquire(self._waits_for_pace)
             slot = self.pool.take() or await self._wait_for_slot()
             try:
                 if yields_probe and self._budget.wants_known_good:  # it was paused while this attempt waited
@@ -255,9 +254,7 @@ class AttemptSender:
             self.server_errors += verdict.status is not None
             self.network_errors += verdict.status is None
             self._breaker.record_failure(sent_at=sent_at, evidence=evidence)
-        if answered and not (self._budget.paused or self._budget.month.reported_spent):
-            self._throttled_since = None
-        elif not isinstance(verdict, Transient) or verdict.status is not None:
+        if not isinstance(verdict, Transient) or verdict.status is not None:
             self._record_in_budget(bitlink, verdict, sent_at)
 
     def _record_in_budget(self, bitlink: str, verdict: Verdict, sent_at: float) -> None:

@@ -145,8 +145,7 @@ class Dataset:
         """True while too much waits for the disk, so that no further call should be made."""
         # `behind` counts as well: commits wait for an upload then, and a power cut must not cost more than a batch.
         limit = self._publisher.uncommitted_limit
-        behind = len(self._segments_to_publish) >= _ENDED_LIMIT  # as self.behind; this is asked after each call
-        return behind or self.waiting >= limit or len(self._batch.ended) >= _ENDED_LIMIT
+        return self.waiting >= limit or len(self._batch.ended) >= _ENDED_LIMIT or self.behind
 
     @property
     def due(self) -> bool:

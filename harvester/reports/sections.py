@@ -89,6 +89,11 @@ def _overview(sources: Sequence[Source], sums: Sums) -> Section:
         )
     if pending := sum(each.pending for each in counts):
         sentences.append(f"{counted(pending, 'call')} {'is' if pending == 1 else 'are'} still to be made.")
+    if waiting := sum(map(runs.unpublished, sources)):
+        text = f"{counted(waiting, 'row')} not published yet, and so not in this report: a run ends by publishing all."
+        sentences.append(text)
+    if any(each.truncated or each.clipped for each in sums.facets):
+        sentences.append("Some rows are truncated or clipped, so there were more clicks than these; see below.")
     tables = [facets_table(sums.facets)] if len(sums.facets) > 1 else []
     return Section("What was harvested", sentences, facts, tables=tables)
 
@@ -163,9 +168,6 @@ def _shortfalls(sources: Sequence[Source], sums: Sums) -> Section:
     unlisted = [source for source in sources if not source.has_failures and _without_row(source)]
     if unlisted:
         sentences.append(f"{counted(len(unlisted), 'output')} without a list of failures: their reasons are not known.")
-    if waiting := sum(map(runs.unpublished, sources)):
-        text = f"{counted(waiting, 'row')} not published yet, and so not in this report: a run ends by publishing all."
-        sentences.append(text)
     if not sums.failures:
         whole = all(source.manifest.input_read_to_end for source in sources)
         none = "No call failed or was refused, and every line is a link." if whole else "No failure is known so far."
@@ -201,7 +203,8 @@ def _runs(sources: Sequence[Source]) -> Iterator[Section]:
         ("For limits and groups", f"{costs.helper:,}"),
     ]
     sentences = [
-        "A request is one attempt, which counts against Bitly's limits. An answer is a row, or a refusal for good."
+        "A request is one attempt, which counts against Bitly's limits. An answer is a row, or a refusal for good.",
+        "Without an answer are also first answers that were truncated, for which the link was asked once more.",
     ]
     sentences += [_month_text(each) for each in runs.months_of(sources)]
     yield Section("How the run went", sentences, facts, tables=[_outputs_table(sources)])
@@ -209,7 +212,8 @@ def _runs(sources: Sequence[Source]) -> Iterator[Section]:
         yield _pace(history)
         if history.waits:
             yield _waits(history)
-        yield Section("Runs, one after another", tables=[_runs_table(history.runs)])
+        shared = "What two runs did within one minute, or later within one hour or day, is counted as the later one's."
+        yield Section("Runs, one after another", [shared], tables=[_runs_table(history.runs)])
 
 
 def _month_text(month: runs.Month) -> str:

@@ -190,7 +190,7 @@ class SlotProtocol(ResponseHandler):
             super().data_received(data)
 
     def bound_head(self, size: int) -> None:
-        """Give the connection up if a head goes on for too long. size: of what has come of it now."""
+        """Abort the connection if a response's head is longer than HEAD_LIMIT. size: bytes that were just received."""
         self._head_bytes += size
         if self._answers < self._requests and self._head_bytes > HEAD_LIMIT:
             self.abort()

@@ -53,21 +53,19 @@ class Deadline:
         self._timer = None
         if self._task is None:
             return
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         if now - self._at > _FROZEN_SECONDS:
             self._at = now + _GRACE_SECONDS
         if self._at > now:
-            self._timer = loop.call_at(self._at, self._due)
+            self._timer = self._loop.call_at(self._at, self._due)
         else:
             self._read_on(READ_TURNS)
 
     def _read_on(self, turns: int) -> None:
-        loop = asyncio.get_running_loop()
-        if self._task is None or self._at > loop.time():
+        if self._task is None or self._at > self._loop.time():
             self._due()
         elif turns:
-            self._timer = loop.call_soon(self._read_on, turns - 1)
+            self._timer = self._loop.call_soon(self._read_on, turns - 1)
         else:
             self._timer, self._expired = None, True
             self._task.cancel()

@@ -95,8 +95,7 @@ class _DirectProtocol(SlotProtocol):
         for message, payload in messages:
             if is_final(message.code):
                 self._hand_over(message, payload, last=message.should_close or upgraded)
-        if self._answers < self._requests:
-            self.bound_head(len(data))
+        self.bound_head(len(data))
 
     def _hand_over(self, message: RawResponseMessage, payload: aiohttp.StreamReader, *, last: bool) -> None:
         self.count_answer()
