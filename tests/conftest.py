@@ -91,14 +91,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """Let no collection of garbage look through modules and tests from here on."""
-    gc.collect()
     gc.freeze()
     gc.enable()
 
 
-def pytest_unconfigure() -> None:
-    """Let the interpreter's end find everything again: some modules say what they miss."""
-    gc.unfreeze()
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Let the interpreter's end find everything again: some modules say what they miss. A worker leaves without it."""
+    if not hasattr(config, "workerinput"):
+        gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -182,6 +182,8 @@ def _warm_up() -> None:
                 ("run", *harvesting, "--log-format", "json"),
                 ("status", out),
                 ("verify", out),
+                ("repair", out),
+                ("login", "--client-id", "warm-up", "--port", "-1", *server[:2]),
             ):
                 with suppress(SystemExit):
                     main(words)
