@@ -128,7 +128,7 @@ def every(counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
 
 
 def points(counts: Mapping[str, Mapping[str, int]], form: str, when: str) -> Iterator[tuple[str, int]]:
-    """Yield this form's share: an operation's first time, before and after it, and of its others about a third.
+    """Yield this form's share: an operation's first time, before and after it, and of its others about a fifth.
 
     The forms take turns at what both of them do: where one is killed before an operation, the other is killed after it.
     An operation of one alone is tried each time, in turn before and after it. The nightly form tries everything.
@@ -140,7 +140,7 @@ def points(counts: Mapping[str, Mapping[str, int]], form: str, when: str) -> Ite
         operation, nth = point
         if operation not in common:
             return nth == 1 or (nth + turn) % 2 == 0
-        return (nth + turn) % (len(counts) * (1 if nth == 1 else 3)) == 0
+        return (nth + turn) % (len(counts) * (1 if nth == 1 else 5)) == 0
 
     return (point for point in every(counts[form]) if is_ours(point))
 

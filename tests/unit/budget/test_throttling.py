@@ -799,8 +799,11 @@ class Outcome:
 
 
 UNKNOWN = [{60.0: 10}, {60.0: 50}, {3600.0: 600}]
+CALLS = pytest.mark.parametrize("calls", [6_000, pytest.param(10_000, marks=pytest.mark.nightly)])
+"""The suite sends so many that finding a limit may cost less than a hundredth of them."""
 
 
+@CALLS
 @pytest.mark.parametrize(
     ("limits", "at_once"),
     [
@@ -811,9 +814,9 @@ UNKNOWN = [{60.0: 10}, {60.0: 50}, {3600.0: 600}]
     ],
 )
 def test_a_limit_that_nobody_told_is_found_at_the_price_of_one_call_in_a_hundred(
-    limits: dict[float, int], at_once: int
+    limits: dict[float, int], at_once: int, calls: int
 ) -> None:
-    outcome = Outcome(FixedWindows, limits, at_once, seed=1, calls=10_000)
+    outcome = Outcome(FixedWindows, limits, at_once, seed=1, calls=calls)
     assert outcome.throttled <= 0.01
     assert outcome.used >= 0.95
 
@@ -841,6 +844,7 @@ def test_so_it_is_however_its_windows_are_aligned(limits: dict[float, int], seed
 
 
 @pytest.mark.slow
+@CALLS
 @pytest.mark.parametrize(
     ("kind", "limits", "at_once"),
     [
@@ -852,8 +856,8 @@ def test_so_it_is_however_its_windows_are_aligned(limits: dict[float, int], seed
     ],
 )
 def test_a_server_of_another_kind_is_not_asked_too_much_either_and_still_used(
-    kind: type[Server], limits: dict[float, int], at_once: int
+    kind: type[Server], limits: dict[float, int], at_once: int, calls: int
 ) -> None:
-    outcome = Outcome(kind, limits, at_once, seed=1, calls=10_000)
+    outcome = Outcome(kind, limits, at_once, seed=1, calls=calls)
     assert outcome.throttled <= 0.01
     assert outcome.used >= 0.5

@@ -48,7 +48,7 @@ REPORT = RunReport(
 )
 FORMS = ["out", "results.ndjson"]
 ANY_CUT = pytest.mark.parametrize(
-    "stride", [37, pytest.param(1, marks=pytest.mark.nightly)], ids=["telling cuts", "all cuts"]
+    "stride", [211, pytest.param(1, marks=pytest.mark.nightly)], ids=["telling cuts", "all cuts"]
 )
 
 
