@@ -155,13 +155,20 @@ def over_time(title: str, description: str, points: Sequence[Point], unit: str) 
 _TIME_UNITS = {"day": "utcyearmonthdate", "week": "utcyearmonthdate", "month": "utcyearmonth"}
 
 
-def stacked(
-    title: str, description: str, points: Sequence[Point], names: Sequence[str], limits: Sequence[Point], axis: str
-) -> Picture:
-    """Draw several series over time upon each other, at most four, and limits as broken lines. axis: its title.
+class Overlay(NamedTuple):
+    """What is drawn over series. limits: values of each limit, by its name, from a moment on, as broken lines.
 
-    limits: the values of each limit, by its name, from a moment on.
+    shaded: times that are shaded, each from a moment to another.
     """
+
+    limits: Sequence[Point] = ()
+    shaded: Sequence[tuple[str, str]] = ()
+
+
+def stacked(
+    title: str, description: str, points: Sequence[Point], names: Sequence[str], overlay: Overlay, axis: str
+) -> Picture:
+    """Draw several series over time upon each other, at most four. axis: its title."""
     colour = {
         "field": "series",
         "type": "nominal",
@@ -175,11 +182,17 @@ def stacked(
         "encoding": {"x": x, "y": _amount(axis), "color": colour, "order": {"field": "series", "sort": [*names]}},
     }
     line = {
-        "data": {"values": [point._asdict() for point in limits]},
+        "data": {"values": [point._asdict() for point in overlay.limits]},
         "mark": {"type": "line", "interpolate": "step-after", "color": "currentColor", "strokeDash": [5, 4]},
         "encoding": {"x": x, "y": _amount(axis), "detail": {"field": "series"}},
     }
-    return _drawn(title, description, {"layer": [area, line] if limits else [area]}, _HEIGHT)
+    band = {
+        "data": {"values": [{"moment": start, "end": end} for start, end in overlay.shaded]},
+        "mark": {"type": "rect", "color": COLOURS[2], "opacity": 0.22},
+        "encoding": {"x": x, "x2": {"field": "end"}},
+    }
+    layers = [*([band] if overlay.shaded else []), area, *([line] if overlay.limits else [])]
+    return _drawn(title, description, {"layer": layers}, _HEIGHT)
 
 
 def pairs(title: str, description: str, points: Sequence[Point], names: Sequence[str]) -> Picture:

@@ -28,6 +28,10 @@ from harvester.sums.figures import FacetSums, Sums
 from harvester.sums.sources import Source
 
 _MOST_BARS = 12
+_OTHER = (
+    "Errors are requests without a response, and responses that are no answer. Other requests were answered and ended "
+    "no call: the answer was truncated and requested again for more, or it was doubted."
+)
 _MOST_ABOVE = 3
 """A limit that is more than so many times what was sent is not drawn: little would be seen of the rest."""
 
@@ -212,8 +216,9 @@ def _runs(sources: Sequence[Source]) -> Iterator[Section]:
         yield _pace(history)
         if history.waits:
             yield _waits(history)
-        shared = "What two runs did within one minute, or later within one hour or day, is counted as the later one's."
-        yield Section("Runs, one after another", [shared], tables=[_runs_table(history.runs)])
+    if found := runs.runs_of(sources):
+        told = "A run that was killed ends here with what it stored last, half a second earlier at most."
+        yield Section("Runs, one after another", [told], tables=[_runs_table(found)])
 
 
 def _month_text(month: runs.Month) -> str:
@@ -266,10 +271,14 @@ def _pace(history: runs.History) -> Section:
     said = [
         f"{history.limits[name]:,} a{'n' * (name == 'hour')} {name}" for name in runs.MINUTES if name in history.limits
     ]
+    if history.outages:
+        caption += f" Shaded: the server did not answer (an outage), {duration(history.waits[runs.OUTAGE])} in all."
     sentences = [f"Limits in the end: {', '.join(said)}."] if said else []
     names = [name for name in runs.SERIES if any(point.value for point in history.points if point.series == name)]
+    sentences += [_OTHER] if "other" in names else []
     points = [point for point in history.points if point.series in names]
-    picture = charts.stacked(title, caption, points, names, ceilings, "requests a minute")
+    overlay = charts.Overlay(ceilings, history.shaded)
+    picture = charts.stacked(title, caption, points, names, overlay, "requests a minute")
     return Section(title, sentences, figures=[Figure(picture, caption)], tables=[_points_table(history)])
 
 
@@ -284,9 +293,13 @@ def _points_table(history: runs.History) -> Table:
     found: dict[str, list[str]] = {}
     for point in history.points:
         found.setdefault(point.moment, []).append(_rate(point.value))
-    columns = (Column("From (UTC)"), *(Column(name.capitalize(), number=True) for name in runs.SERIES))
+    columns = [Column("From (UTC)"), *(Column(name.capitalize(), number=True) for name in runs.SERIES)]
+    if history.outages:
+        columns.append(Column("Outage, seconds", number=True))
+        for moment, values in found.items():
+            values.append(f"{history.outages.get(moment, 0):,.0f}")
     lines = [(moment_text(moment.removesuffix("+00:00")), *values) for moment, values in found.items()]
-    return Table("Requests a minute, by what they came to", columns, tuple(lines[:-1]))
+    return Table("Requests a minute, by what they came to", tuple(columns), tuple(lines[:-1]))
 
 
 def _rate(value: float) -> str:
@@ -307,8 +320,9 @@ def _waits(history: runs.History) -> Section:
 
 def _runs_table(found: Sequence[runs.RunSum]) -> Table:
     titles = ("Requests", "Answers", "Failed calls", "Throttled", "Repeated", "Errors")
+    several = len({each.output for each in found}) > 1
     columns = (
-        Column("Output"),
+        *((Column("Output"),) if several else ()),
         Column("Run", number=True),
         Column("From (UTC)"),
         Column("To (UTC)"),
@@ -316,15 +330,13 @@ def _runs_table(found: Sequence[runs.RunSum]) -> Table:
     )
     lines = tuple(
         (
-            printable(each.output),
-            f"{each.number:,}",
+            *((printable(each.output),) if several else ()),
+            f"{each.number:,}" if each.first == each.number else f"{each.first:,}–{each.number:,}",
             f"{each.started:%Y-%m-%d %H:%M}",
             f"{each.ended:%Y-%m-%d %H:%M}",
-            *(f"{number:,}" for number in each[4:]),
+            *(f"{number:,}" for number in each[5:]),
         )
         for each in found[-1000:]
     )
     older = len(found) - len(lines)
-    return Table(
-        "Runs by their first minute", columns, lines, f"{older:,} earlier runs are not listed." if older else ""
-    )
+    return Table("Runs by their start", columns, lines, f"{older:,} earlier runs are not listed." if older else "")
