@@ -121,15 +121,10 @@ def state_of(manifest: Manifest) -> str:
     if manifest.stopped is not None:
         return f"stopped: {manifest.stopped.message}"
     if manifest.ended is not None:
-        left = manifest.dataset.pending + manifest.dataset.failed
-        return "ended, with calls left" if left else "ended; the list was not read to its end"
+        if manifest.dataset.pending:
+            return "ended, with calls left"
+        return "ended, some calls failed" if manifest.dataset.failed else "ended, the list was not read to its end"
     return "running, or interrupted"
-
-
-def unpublished(source: Source) -> int:
-    """Return how many rows an output has that are in none of its parts yet."""
-    counts = source.manifest.dataset
-    return max(counts.rows + counts.refreshed - sum(part.calls for part in source.manifest.parts), 0)
 
 
 def months_of(sources: Iterable[Source]) -> tuple[Month, ...]:

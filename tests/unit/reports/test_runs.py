@@ -13,7 +13,7 @@ from harvester.dataset.manifest import BudgetReport, DatasetCounts, Invocation, 
 from harvester.history import HistoryEntry, RunEntry
 from harvester.progress import AttemptCounts
 from harvester.reports import runs
-from harvester.reports.sections import sections_of
+from harvester.reports.report import sections_of
 from harvester.sums.figures import Sums
 from harvester.sums.sources import Source, sources_at
 from tests.support.made_outputs import NOW, make_output
@@ -74,7 +74,7 @@ def test_the_month_is_that_of_the_last_manifest_and_is_spent_at_its_pace(tmp_pat
             {"complete": False, "stopped": Stopped("signal", "SIGTERM was received", None)},
             "stopped: SIGTERM was received",
         ),
-        ({"complete": False}, "ended; the list was not read to its end"),
+        ({"complete": False}, "ended, the list was not read to its end"),
         ({"complete": False, "dataset": DatasetCounts(9, 5, 0, 1, 3, 0, 0)}, "ended, with calls left"),
         ({"complete": False, "ended": None}, "running, or interrupted"),
     ],
