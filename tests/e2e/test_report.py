@@ -386,6 +386,7 @@ def test_a_terminal_gets_as_many_columns_as_it_is_wide_and_links_are_whole(
     rows = [Row(link, [{"value": "direct", "clicks": 5}], {"campaign": "Spring sale"})]
     out = make_output(tmp_path / "out", query_for("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), rows)
     with on_terminal("top", str(out), "--by", "link", columns=columns) as terminal:
+        terminal.until(lambda: "campaign" in terminal.everything())
         assert terminal.end() == 0
         lines, everything = terminal.lines, terminal.everything()
     assert " ".join(lines[0].split()) == titles
