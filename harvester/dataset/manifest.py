@@ -252,6 +252,10 @@ class NewerForm(UsageError):
     """The manifest was written by a newer version, in a form that this one does not know."""
 
 
+class TableOfLinks(UsageError):
+    """The manifest is that of a table of links, which has no rows of metrics."""
+
+
 class Found(NamedTuple):
     """A manifest that was read. out: the output that it belongs to. path: its own."""
 
@@ -291,7 +295,9 @@ def parse(text: bytes, path: str) -> Manifest:
             f"{path}: written by {content.get('tool')}, in a newer format than this harvester knows: update it"
         )
     if isinstance(content, dict) and content.get("rows") == "links":
-        raise UsageError(f"{path}: describes a table of links, not a run; the same `harvester links` command checks it")
+        raise TableOfLinks(
+            f"{path}: describes a table of links, not a run; the same `harvester links` command checks it"
+        )
     if isinstance(content, dict):
         with_limits(content.get("history"))
     try:

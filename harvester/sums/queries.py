@@ -75,7 +75,7 @@ def sums_of(
         without_row = dict(database.fetch("SELECT kind, count(*) FROM failures GROUP BY kind"))
         found = [_FacetQueries(database, name, group, lines, carried).sums() for name, group in chosen.items()]
         left_out += _unread(database, [source for group in chosen.values() for source in group])
-        damaged = tuple(database.damaged)
+        damaged = (*sources.damaged, *database.damaged)
     return Sums(main_facet_of(sources.found), tuple(found), failures, without_row, tuple(left_out), damaged)
 
 

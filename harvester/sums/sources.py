@@ -19,6 +19,7 @@ from harvester.rows.schema import Shape
 from harvester.storage.location import FAILURES, MANIFEST, is_growing_file, is_url, normal
 from harvester.storage.object_store import ObjectStorage, open_store
 from harvester.storage.storage import LocalStorage, Storage
+from harvester.sums.figures import Damage
 
 _WHAT_TO_GIVE = (
     "give the run's --out (a folder, a growing file or a store's URL), a folder of outputs, or in quotes a layout such "
@@ -94,10 +95,14 @@ class Source:
 
 
 class Sources(NamedTuple):
-    """The outputs of a layout, by facet and name. left_out: why some of what was found is none of them."""
+    """The outputs of a layout, by facet and name. left_out: why some of what was found is none of them.
+
+    damaged: manifests that cannot be read, with all rows of their outputs.
+    """
 
     found: tuple[Source, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    damaged: tuple[Damage, ...] = ()
 
 
 def sources_at(out: str, patterns: Sequence[str]) -> Sources:
@@ -120,16 +125,19 @@ def _sources_at(out: str, patterns: Sequence[str]) -> Sources:
         raise UsageError(_nothing_at(out, patterns))
     names = _Names(out, patterns, alone=len(paths) == 1)
     if len(paths) == 1:
-        return Sources((_opened(manifests.read(paths[0]), names),), ())
-    found, left_out = [], []
+        return Sources((_opened(manifests.read(paths[0]), names),))
+    found, left_out, damaged = list[Source](), list[str](), list[Damage]()
     for path in paths:
         try:
             found.append(_opened(manifests.read(path), names))
-        except UsageError as error:
+        except (manifests.TableOfLinks, manifests.NewerForm) as error:
             left_out.append(names.shortened(str(error)))
+        except UsageError as error:
+            damaged.append(names.damage(path, str(error)))
     if not found:
-        raise UsageError(left_out[0])
-    return Sources(tuple(sorted(found, key=lambda source: (source.facet, source.name))), tuple(left_out))
+        raise UsageError([*left_out, *(each.why for each in damaged)][0])
+    found.sort(key=lambda source: (source.facet, source.name))
+    return Sources(tuple(found), tuple(left_out), tuple(damaged))
 
 
 class _Names:
@@ -154,6 +162,13 @@ class _Names:
     def asked(self, path: str) -> str:
         """Return an output's path as it would be typed."""
         return self._out if self._alone and not has_magic(self._out) else os.path.join(self._typed, self.name(path))
+
+    def damage(self, path: str, why: str) -> Damage:
+        """Return the damage of a manifest. path: its own, or its output's."""
+        output = path.removesuffix("/" + MANIFEST)
+        name = self.name(output)
+        why = self.shortened(why).removeprefix(f"{name}/{MANIFEST}: ")
+        return Damage(f"{name}/{MANIFEST}", self.asked(output), None, 0, why)
 
     def shortened(self, text: str) -> str:
         """Return a message without the folder that all outputs have in common."""

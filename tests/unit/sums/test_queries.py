@@ -313,7 +313,9 @@ def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path: Path, monke
 @pytest.mark.parametrize(
     "changes", [{"query": {}}, {"query": {"facet": "moods", "unit": "day", "units": 1}}, {"shape": "round"}]
 )
-def test_a_manifest_whose_rows_are_not_known_is_refused_or_left_out(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_manifest_whose_rows_are_not_known_is_refused_or_named_as_damaged(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
     query = query_for("referrers", "day", -1, REFERENCE, 50)
     strange = make_output(tmp_path / "strange", query, [], **changes)
     with pytest.raises(harvester.UsageError, match="its query or its shape is not known"):
@@ -321,7 +323,20 @@ def test_a_manifest_whose_rows_are_not_known_is_refused_or_left_out(changes: dic
     make_output(tmp_path / "known", query, random_rows("referrers", 1))
     found = sums_at(tmp_path)
     assert len(found.facets) == 1
-    assert "not a harvester manifest" in found.left_out[0]
+    (damage,) = found.damaged
+    assert (damage.name, damage.output, damage.rows) == ("strange/_manifest.json", str(strange), None)
+    assert damage.why == "not a harvester manifest (its query or its shape is not known)"
+
+
+def test_a_table_of_links_and_a_newer_form_are_no_damage(tmp_path: Path) -> None:
+    query = query_for("referrers", "day", -1, REFERENCE, 50)
+    make_output(tmp_path / "known", query, random_rows("referrers", 1))
+    for name, content in (("links", {"schema_version": 1, "rows": "links"}), ("newer", {"schema_version": 99})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "_manifest.json").write_bytes(orjson.dumps(content))
+    found = sums_at(tmp_path)
+    assert (len(found.facets), found.damaged) == (1, ())
+    assert [text.split(":")[0] for text in found.left_out] == ["links/_manifest.json", "newer/_manifest.json"]
 
 
 def test_too_little_room_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
