@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -158,6 +159,7 @@ def _page(name: str, sources: Sources, sections: list[Section]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     jinja2 = import_jinja2("the report needs a library")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["with_code"] = lambda text: jinja2.utils.markupsafe.Markup(_with_code(text))
     html: str = environment.from_string(_text("report.html.jinja")).render(
         title=printable(name),
         sections=sections,
@@ -170,6 +172,11 @@ def _page(name: str, sources: Sources, sections: list[Section]) -> str:
         script_hash=f"sha256-{digest}",
     )
     return html
+
+
+def _with_code(text: str) -> str:
+    """Return a text as HTML, with what stands between backquotes as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 def _lines_for(sources: Sources) -> int:

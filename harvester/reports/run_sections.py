@@ -7,7 +7,7 @@ from harvester.progress import WAIT_REASONS, duration
 from harvester.reports import charts, runs
 from harvester.reports.charts import Bar, Point
 from harvester.reports.section import Fact, Figure, Section, bounded_list
-from harvester.reports.tables import LONGEST_REASON, Column, Table, moment_text, printable, share
+from harvester.reports.tables import LONGEST_REASON, Column, Table, printable, share
 from harvester.sums.sources import Source
 
 _OTHER = (
@@ -75,7 +75,7 @@ def _outputs_table(sources: Sequence[Source]) -> Table:
         manifest, counts = source.manifest, source.manifest.dataset
         texts = (printable(source.name), printable(runs.state_of(manifest), LONGEST_REASON))
         numbers = (counts.rows, counts.refused, counts.failed, counts.pending, manifest.attempts.total)
-        heard = moment_text(manifest.ended or manifest.updated)
+        heard = (manifest.ended or manifest.updated)[:16].replace("T", " ")
         lines.append((*texts, heard, *(f"{number:,}" for number in numbers)))
     rest = f"{len(sources) - 1000:,} more outputs are not listed." if len(sources) > 1000 else ""
     return Table("Outputs", columns, tuple(lines), rest)

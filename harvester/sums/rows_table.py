@@ -161,7 +161,7 @@ class Database:
                 if "No space left" in str(error):
                     raise self._without_room(error) from error
                 if most == _LONG_ROW_BYTES or "maximum_object_size" not in str(error):
-                    raise _Damaged(_first_line(error).replace(f' in file "{path}"', "").replace(path, "it")) from error
+                    raise _Damaged(_without_path(_first_line(error), path)) from error
         raise AssertionError("the second try returns or raises")
 
     @contextmanager
@@ -214,6 +214,13 @@ def opened_database() -> Iterator[Database]:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
+
+
+def _without_path(text: str, path: str) -> str:
+    """Return a message without the name under which a file was read."""
+    for part in (f' in file "{path}"', f': "{path}"', f": {path}"):
+        text = text.replace(part, "")
+    return text.replace(path, "it")
 
 
 def metrics_type(facet: str) -> str:

@@ -317,6 +317,7 @@ def test_of_damaged_parts_the_report_shows_the_rest_and_says_so_on_top(
     text = path.read_text()
     assert text.index("1 file is damaged. These sums lack 11 of 21 rows.") < text.index("<dt>Links</dt><dd>10</dd>")
     assert "broken &amp; torn/part-" in text
+    assert re.search("<code>harvester verify &#x27;[^<]*/lake/broken &amp; torn&#x27;</code> says", text)
     assert len(harvester.report(lake).damaged) == 1
     assert command(capsys, "report", lake, "--to", "-").code == 8
     top = command(capsys, "top", lake, "--json")
@@ -385,7 +386,7 @@ def test_a_terminal_gets_as_many_columns_as_it_is_wide_and_links_are_whole(
     link = f"bit.ly/{'x' * 29}"
     rows = [Row(link, [{"value": "direct", "clicks": 5}], {"campaign": "Spring sale"})]
     out = make_output(tmp_path / "out", query_for("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), rows)
-    with on_terminal("top", str(out), "--by", "link", columns=columns) as terminal:
+    with on_terminal("top", str(out), "--by", "link", columns=columns, new_interpreter=True) as terminal:
         terminal.until(lambda: "campaign" in terminal.everything())
         assert terminal.end() == 0
         lines, everything = terminal.lines, terminal.everything()
