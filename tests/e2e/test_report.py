@@ -381,8 +381,9 @@ def test_a_report_is_under_a_mebibyte_whatever_was_carried_and_however_many_outp
 
 @pytest.mark.parametrize(("columns", "titles"), [(90, "Link Clicks Share campaign"), (50, "Link Clicks")])
 def test_a_terminal_gets_as_many_columns_as_it_is_wide_and_links_are_whole(
-    tmp_path: Path, columns: int, titles: str
+    tmp_path: Path, columns: int, titles: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # which would count for more than the terminal's size
     link = f"bit.ly/{'x' * 29}"
     rows = [Row(link, [{"value": "direct", "clicks": 5}], {"campaign": "Spring sale"})]
     out = make_output(tmp_path / "out", query_for("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), rows)
