@@ -236,7 +236,7 @@ def _warn_of_gaps(left_out: Sequence[str], damaged: Sequence[str]) -> None:
     for text in damaged:
         say(f"harvester: {text}")
     for text in left_out:
-        say(f"warning: not in the sums: {text}")
+        say(f"warning: {text}")
 
 
 def top(

@@ -102,7 +102,7 @@ def _of_one_window(sources: list[Source], left_out: list[str]) -> list[Source]:
         return sources
     kind = max(kinds, key=lambda each: (kinds[each], each))
     left_out.extend(
-        f"{source.name}: its window ({_kind(source)}) is another than {kind}, and its clicks would count twice"
+        f"{source.name} is left out: its window ({_kind(source)}) is another than {kind}; its clicks would count twice"
         for source in sources
         if _kind(source) != kind
     )

@@ -203,6 +203,8 @@ def _nothing_at(out: str, patterns: Sequence[str]) -> str:
 def _paths(pattern: str) -> list[str]:
     """Return the outputs that a pattern finds: those that it names, and those below folders that it names."""
     if is_url(pattern):
+        if not pattern.partition("://")[2].strip("/"):
+            raise UsageError(f"{pattern}: must name a bucket, such as s3://my-bucket")
         return list(_in_store(pattern.rstrip("/").removesuffix("/" + MANIFEST)))
     if os.path.exists(pattern) or not has_magic(pattern):
         return manifests.below(pattern) or ([pattern] if _is_begun(pattern) else [])

@@ -160,7 +160,7 @@ def test_outputs_of_another_window_are_left_out_and_named(tmp_path: Path) -> Non
     make_output(tmp_path / "all", query_for("referrers", "day", -1, REFERENCE, 50), rows, failures=[gone])
     found = sums_at(tmp_path)
     assert (found.facets[0].clicks, found.without_row) == (10, {})
-    assert [text.startswith("all: its window") for text in found.left_out] == [True]
+    assert [text.startswith("all is left out: its window") for text in found.left_out] == [True]
 
 
 def test_a_growing_file_is_read_up_to_what_is_committed_and_a_torn_line_is_named(tmp_path: Path) -> None:
