@@ -6,6 +6,7 @@ other colour is one of COLOURS, which its style sheet replaces on a dark ground.
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from html import escape
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ is measured here."""
 _LETTER = 8
 """Pixels that a letter of that size takes at most, on average."""
 _BAR_HEIGHT, _NAMED_BAR_HEIGHT, _HEIGHT = 22, 40, 200
+_FEW_MOMENTS = 12
+"""Moments that have a tick each."""
 _MOST_BARS = 62
 """More periods than these are drawn as an area."""
 _TAG, _ROLE = re.compile("<[^>]*>"), re.compile(r' (?:role|aria-[a-z]+)="[^"]*"')
@@ -171,18 +174,27 @@ class Overlay(NamedTuple):
 def stacked(
     title: str, description: str, points: Sequence[Point], names: Sequence[str], overlay: Overlay, axis: str
 ) -> Picture:
-    """Draw several series over time upon each other, at most four. axis: its title."""
+    """Draw several series over time upon each other. axis: its title.
+
+    names: of all series, at most four: each has its colour, also where others have no points.
+    """
+    drawn = {point.series for point in points}
+    colours = {name: colour for name, colour in zip(names, COLOURS, strict=False) if name in drawn}
     colour = {
         "field": "series",
         "type": "nominal",
-        "scale": {"domain": [*names], "range": [*COLOURS[: len(names)]]},
-        "legend": {} if len(names) > 1 else None,
+        "scale": {"domain": [*colours], "range": [*colours.values()]},
+        "legend": {} if len(colours) > 1 else None,
     }
-    x = {"field": "moment", "type": "temporal", "scale": {"type": "utc"}, "axis": _TIME_AXIS}
+    moments = list(dict.fromkeys(point.moment for point in points))
+    ticks: dict[str, Any] = {}
+    if len(moments) <= _FEW_MOMENTS:  # else there would be seconds between them
+        ticks = {"values": [1000 * int(datetime.fromisoformat(moment).timestamp()) for moment in moments]}
+    x = {"field": "moment", "type": "temporal", "scale": {"type": "utc"}, "axis": _TIME_AXIS | ticks}
     area = {
-        "data": {"values": [point._asdict() for point in points]},
+        "data": {"values": [{**point._asdict(), "place": names.index(point.series)} for point in points]},
         "mark": {"type": "area", "interpolate": "step-after"},
-        "encoding": {"x": x, "y": _amount(axis), "color": colour, "order": {"field": "series", "sort": [*names]}},
+        "encoding": {"x": x, "y": _amount(axis), "color": colour, "order": {"field": "place", "type": "quantitative"}},
     }
     line = {
         "data": {"values": [point._asdict() for point in overlay.limits]},

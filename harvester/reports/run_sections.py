@@ -104,7 +104,7 @@ def _pace(history: runs.History) -> Section:
     names = [name for name in runs.SERIES if any(point.value for point in history.points if point.series == name)]
     points = [point for point in history.points if point.series in names]
     overlay = charts.Overlay(ceilings, history.shaded)
-    picture = charts.stacked(title, caption, points, names, overlay, "requests a minute")
+    picture = charts.stacked(title, caption, points, runs.SERIES, overlay, "requests a minute")
     return Section(title, sentences, figures=[Figure(picture, caption)], tables=[_points_table(history)])
 
 
