@@ -1,9 +1,11 @@
-"""The history of a dataset's runs: what was sent and answered in each minute, and what kept the runs from sending.
+"""The history of a dataset's runs: what was sent and answered in each minute and by each run, and what runs waited for.
 
-It is stored in the ledger and shown in the manifest. Entries that lie back are added up to hours, then to longer times,
-so that their number is bounded however long a dataset is run.
+It is stored in the ledger and shown in the manifest. Minutes that lie back are added up to hours, then to longer times,
+and of many runs the oldest are added up to one entry, so that the number of entries is bounded however long a dataset
+is run. What a run did is counted by itself, because several runs may share a minute.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -26,10 +28,20 @@ _LEVELS = (
 of the one before, and an entry begins at a multiple of its length since 1970: so they nest.
 """
 _LENGTHS = (MINUTE_SECONDS, *(length for _, length in _LEVELS))
+MOST_RUNS = 200
+"""Runs that have an entry each. Those before them are one entry together."""
+TIME, RUN = "time", "run"
+"""Kinds of a StoredEntry."""
 
 
 class Activity(NamedTuple):
-    """What a run has done so far, by the names of HistoryEntry."""
+    """What a run has done so far.
+
+    attempts, throttled, retries: as AttemptCounts has them. answers: calls that were settled by an answer, with a row
+    or refused. failed: calls that ended with neither. server_errors: attempts whose response was no answer.
+    network_errors: those without a response. not_sent: those among the network errors that did not reach the server,
+    and are no attempts.
+    """
 
     attempts: int = 0
     answers: int = 0
@@ -37,12 +49,17 @@ class Activity(NamedTuple):
     throttled: int = 0
     server_errors: int = 0
     network_errors: int = 0
+    not_sent: int = 0
     retries: int = 0
 
 
 class StoredEntry(NamedTuple):
-    """An entry as the ledger keeps it, in place of all whose start is in its time. start, end: seconds since 1970."""
+    """An entry as the ledger keeps it, in place of all of its kind from `start` to before `end`.
 
+    They are seconds since 1970 of a time, and numbers of runs.
+    """
+
+    kind: str
     start: int
     end: int
     text: str
@@ -50,16 +67,12 @@ class StoredEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """What was done from `start` (UTC) on, in `seconds` seconds: 60, or more where it lies back.
+    """What all runs did from `start` (UTC) on, in `seconds` seconds: 60, or more where it lies back.
 
-    invocation: the last run that did something then. attempts, throttled, retries: as AttemptCounts has them. answers:
-    calls that were settled by an answer, with a row or refused. failed: calls that ended with neither. server_errors:
-    attempts whose response was no answer. network_errors: those without a response, also if they did not reach the
-    server and are no attempts. waits: seconds in which nothing was sent, by the window of WaitReason. limits: those in
-    force at the end, in attempts, by window; without those that are unlimited.
+    Counts are those of Activity. waits: seconds in which nothing was sent, by the window of WaitReason. limits: those
+    in force at the end, in attempts, by window; without those that are unlimited.
     """
 
-    invocation: int
     start: str
     seconds: int
     attempts: int = 0
@@ -68,6 +81,7 @@ class HistoryEntry:
     throttled: int = 0
     server_errors: int = 0
     network_errors: int = 0
+    not_sent: int = 0
     retries: int = 0
     waits: dict[str, float] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
@@ -84,15 +98,107 @@ class HistoryEntry:
     def stored(self) -> StoredEntry:
         """The entry as the ledger keeps it."""
         start = seconds_since_1970(self.start)
-        return StoredEntry(start, start + self.seconds, orjson.dumps(self.to_json()).decode())
+        return StoredEntry(TIME, start, start + self.seconds, orjson.dumps(self.to_json()).decode())
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, without counts that are 0."""
-        always = {"invocation": self.invocation, "start": self.start, "seconds": self.seconds}
+        always = {"start": self.start, "seconds": self.seconds}
         return always | {name: value for name in _COUNTED if (value := getattr(self, name))}
 
 
-_COUNTED = tuple(name for name in HistoryEntry.__slots__ if name not in {"invocation", "start", "seconds"})
+_COUNTED = tuple(name for name in HistoryEntry.__slots__ if name not in {"start", "seconds"})
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """What one run did; or, of many, the oldest together.
+
+    number: the run's among the dataset's, or the last one's. runs: how many they are. started: UTC. until: the last
+    moment that is known of it: its end, or the last commit of one that was killed. Counts are those of Activity.
+    """
+
+    number: int
+    started: str
+    until: str
+    runs: int = 1
+    attempts: int = 0
+    answers: int = 0
+    failed: int = 0
+    throttled: int = 0
+    server_errors: int = 0
+    network_errors: int = 0
+    not_sent: int = 0
+    retries: int = 0
+
+    @property
+    def first(self) -> int:
+        """The number of the first run that it counts."""
+        return self.number - self.runs + 1
+
+    @property
+    def stored(self) -> StoredEntry:
+        """The entry as the ledger keeps it."""
+        return StoredEntry(RUN, self.first, self.number + 1, orjson.dumps(self.to_json()).decode())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object, without counts that are 0, and without `runs` for one run."""
+        always = {"number": self.number, "started": self.started, "until": self.until}
+        return always | {name: value for name in _COUNTED_OF_RUN if (value := getattr(self, name)) != _LEFT_OUT[name]}
+
+
+_COUNTED_OF_RUN = ("runs", *Activity._fields)
+_LEFT_OUT = dict.fromkeys(Activity._fields, 0) | {"runs": 1}
+
+
+def errors_in(entry: HistoryEntry | RunEntry) -> int:
+    """Return how many attempts ended with an error: with a response that is no answer, or without a response."""
+    return max(entry.server_errors + entry.network_errors - entry.not_sent, 0)
+
+
+class Recorded(NamedTuple):
+    """The history as a ledger or a manifest has it. unreadable: entries of another form."""
+
+    times: tuple[HistoryEntry, ...] = ()
+    runs: tuple[RunEntry, ...] = ()
+    unreadable: int = 0
+
+
+def recorded_in(rows: Iterable[tuple[object, ...]]) -> Recorded:
+    """Return the history that rows of a ledger hold: kind, start, entry."""
+    found = [(kind, _entry_in(str(kind), text)) for kind, _, text in rows]
+    times = tuple(entry for _, entry in found if isinstance(entry, HistoryEntry))
+    runs = tuple(entry for _, entry in found if isinstance(entry, RunEntry))
+    return Recorded(times, runs, len(found) - len(times) - len(runs))
+
+
+def begun_run(runs: Iterable[RunEntry], number: int) -> list[StoredEntry]:
+    """Return what to store when a run begins: its entry, and those before it added up where they are too many.
+
+    runs: earlier ones.
+    """
+    moment, before = iso_second(int(time.time())), whole_runs(runs)
+    found = [RunEntry(number, moment, moment).stored]
+    if (older := len(before) - (MOST_RUNS - 1)) > 1:
+        found.insert(0, added_up_runs(before[:older]).stored)
+    return found
+
+
+def added_up_runs(entries: Sequence[RunEntry]) -> RunEntry:
+    """Return one entry for the runs of several, by number."""
+    counts = Activity(*(sum(getattr(entry, name) for entry in entries) for name in Activity._fields))
+    started, until = min(entry.started for entry in entries), max(entry.until for entry in entries)
+    number = entries[-1].number
+    return RunEntry(number, started, until, number - entries[0].first + 1, *counts)
+
+
+def whole_runs(entries: Iterable[RunEntry]) -> tuple[RunEntry, ...]:
+    """Return entries by number that do not overlap: of several about a run the one of more runs, then the fuller."""
+    by_number = {entry.number: entry for entry in sorted(entries, key=lambda e: (e.runs, e.attempts, e.until))}
+    found = list[RunEntry]()
+    for number in sorted(by_number, reverse=True):
+        if not found or number < found[-1].first:
+            found.append(by_number[number])
+    return tuple(reversed(found))
 
 
 def history_to_json(entries: Iterable[HistoryEntry]) -> list[dict[str, Any]]:
@@ -114,13 +220,24 @@ def with_limits(history: Any) -> None:
             limits = entry.setdefault("limits", limits)
 
 
-def entry_in(text: str | bytes) -> HistoryEntry | None:
+def _entry_in(kind: str, text: Any) -> HistoryEntry | RunEntry | None:
     """Return the entry that a JSON text holds; None if it holds none, or one of a time that none of ours has."""
     with suppress(ValueError):
+        if kind == RUN:
+            run: RunEntry = from_json(RunEntry, orjson.loads(text))
+            return run if is_run(run) else None
         entry: HistoryEntry = from_json(HistoryEntry, orjson.loads(text))
-        if entry.has_own_time:
+        if kind == TIME and entry.has_own_time:
             return entry
     return None
+
+
+def is_run(entry: RunEntry) -> bool:
+    """Return whether an entry's numbers and moments are those of a run."""
+    with suppress(ValueError):
+        moments = (seconds_since_1970(entry.started), seconds_since_1970(entry.until))
+        return entry.runs > 0 and entry.first > 0 and tuple(map(iso_second, moments)) == (entry.started, entry.until)
+    return False
 
 
 def added_up(entries: Sequence[HistoryEntry], start: int, seconds: int) -> HistoryEntry:
@@ -132,12 +249,11 @@ def added_up(entries: Sequence[HistoryEntry], start: int, seconds: int) -> Histo
     if (waited := sum(waits.values())) > seconds:  # the clock was set back, and the time lived twice
         waits = {window: round(each * seconds / waited, 3) for window, each in waits.items()}
     counts = Activity(*(sum(getattr(entry, name) for entry in entries) for name in Activity._fields))
-    invocation = max(entry.invocation for entry in entries)
-    return HistoryEntry(invocation, iso_second(start), seconds, *counts, waits, entries[-1].limits)
+    return HistoryEntry(iso_second(start), seconds, *counts, waits, entries[-1].limits)
 
 
 class History:
-    """The entries of a dataset's runs by time, which never overlap. For one thread.
+    """The entries of a dataset by time, which never overlap. For one thread.
 
     entries: where some overlap, the longer ones count, and of equally long ones those with more attempts.
 

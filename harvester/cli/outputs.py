@@ -5,7 +5,7 @@ every few seconds.
 """
 
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -204,7 +204,7 @@ def report(
         The run's --out: a folder, a growing file or a store's URL; a folder of outputs; or a layout with {facet}, {dt}
         and *, such as 'lake/{facet}/dt=*'. The runs may still be going on.
     to:
-        The file to write, or - for standard output. A report that has this name is replaced, any other file is not.
+        The file to write, a store's URL, or - for standard output. A report of this name is replaced, no other file.
     open:
         Show it in the browser.
     """
@@ -213,21 +213,30 @@ def report(
 
     path = undashed(to)
     if path == STDOUT:
-        print_html(reports.report(undashed(out)).html)
-        return OK
-    path = home_expanded(path, "--to")
+        made = reports.report(undashed(out))
+        _warn_of_gaps(made.left_out, made.damaged)
+        print_html(made.html)
+        return OUTPUT if made.damaged else OK
+    path = path if is_url(path) else home_expanded(path, "--to")
     reports.check_replaceable(path)
     made = reports.report(undashed(out))
     made.save(path)
-    for text in made.left_out:
-        say(f"warning: not in the report: {text}")
+    _warn_of_gaps(made.left_out, made.damaged)
     _print_report(f"wrote {path}")
     if open:
         import webbrowser
 
-        if not webbrowser.open(f"file://{os.path.abspath(path)}"):
+        if is_url(path) or not webbrowser.open(f"file://{os.path.abspath(path)}"):
             say(f"warning: no browser was found; open {path}")
-    return OK
+    return OUTPUT if made.damaged else OK
+
+
+def _warn_of_gaps(left_out: Sequence[str], damaged: Sequence[str]) -> None:
+    """Say what sums leave out, and which files are damaged."""
+    for text in damaged:
+        say(f"harvester: {text}")
+    for text in left_out:
+        say(f"warning: {text}")
 
 
 def top(
@@ -254,10 +263,9 @@ def top(
     from harvester.reports import top as tops
 
     found = tops.top_of(undashed(out), by, lines)
-    for text in found.left_out:
-        say(f"warning: not added up: {text}")
+    _warn_of_gaps(found.left_out, found.damaged)
     _print_report(as_json(tops.as_dict(found), orjson.OPT_INDENT_2) if json else tops.as_text(found))
-    return OK
+    return OUTPUT if found.damaged else OK
 
 
 def _print_report(text: str) -> None:

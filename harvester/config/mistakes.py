@@ -44,7 +44,7 @@ def _in_words(error: "CycloptsError") -> str:
             known = [name for argument in error.argument_collection if argument.parse for name in argument.names]
             return f"unknown option {bounded(word)}{_nearest(word, known, _help(error))}"
         case UnusedCliTokensError(unused_tokens=[word, *_]):
-            return f"{bounded(word)} is one argument too many; see {_help(error)}"
+            return f"{bounded(word)} is one argument too many{_of_a_pattern(error)}; see {_help(error)}"
         case RepeatArgumentError():
             return f"{error.token.keyword} was given twice; it takes one value"
         case MissingArgumentError(argument=argument) if argument is not None:
@@ -55,6 +55,13 @@ def _in_words(error: "CycloptsError") -> str:
             return wrong + (f"; did you mean {near[0]}?" if near else "")
     error.verbose = False
     return str(error)
+
+
+def _of_a_pattern(error: "CycloptsError") -> str:
+    """Return what to do if the shell has put names in place of a pattern, which these commands take themselves."""
+    if {*(error.command_chain or ())} & {"report", "top"}:
+        return ": put a pattern in quotes, such as 'lake/*', or the shell puts names in its place"
+    return ""
 
 
 def _missing(error: "MissingArgumentError", name: str) -> str:

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harvester.errors import OutputError
-from harvester.history import HistoryEntry, StoredEntry, entry_in
+from harvester.history import Recorded, StoredEntry, begun_run, recorded_in
 from harvester.rows.call import FAILED_STATE, GIVEN_UP_RUNS, REFUSED_STATE, CallState, Entry, Known, Shortfall, Totals
 from harvester.storage.filesystem import Tampering
 from harvester.storage.sqlite import KeyIndex, SqliteFile
 
 _SCHEMA, _STATEMENTS = (Path(__file__).with_name(f"{name}.sql").read_text("utf-8") for name in ("ledger", "settle"))
 _SETTLE, _SETTLE_REFRESHED = _STATEMENTS.split(";\n")
-_VERSION, _PAGE_LINES = 5, 1000
+_VERSION, _PAGE_LINES = 6, 1000
 _TABLES = ("calls", "by_key", "indexed", "failures", "invalid", "journals", "checkpoint", "parts", "history")
 _STATES = {int(state): state for state in CallState}
 _ID = "(SELECT id FROM places WHERE key = ?)"
@@ -163,10 +163,11 @@ class Ledger:
         return found
 
     def begin_invocation(self) -> int:
-        """Return the number of this run of the command, and forget the invalid lines of the last run's list."""
+        """Return the number of this run of the command, note its start, and forget the last list's invalid lines."""
         with self._file.transaction():
             number = int(self.facts().get("invocation", 0)) + 1
             self._set_facts({"invocation": number})
+            self._set_history(begun_run(self.history().runs, number))
             self._file.connection.execute("DELETE FROM invalid")
         return number
 
@@ -225,9 +226,7 @@ class Ledger:
             self._set_checkpoint(checkpoint)
             add = "INSERT INTO facts VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = value + excluded.value"
             self._file.connection.executemany(add, (counters or {}).items())
-            for start, end, text in history:
-                self._file.connection.execute("DELETE FROM history WHERE start >= ? AND start < ?", (start, end))
-                self._file.connection.execute("INSERT INTO history VALUES (?, ?)", (start, text))
+            self._set_history(history)
 
     def _settle(self, segment: int, verdicts: Sequence[Entry], invocation: int) -> None:
         """Write the verdicts of one journal, by the rules in settle.sql."""
@@ -303,9 +302,9 @@ class Ledger:
                 last = page[-1][0]
                 yield from (line for _, line in page)
 
-    def history(self) -> list[HistoryEntry | None]:
-        """Return the history of the dataset's runs, by time. An entry that cannot be read is None."""
-        return [entry_in(text) for (text,) in self._rows("SELECT entry FROM history ORDER BY start")]
+    def history(self) -> Recorded:
+        """Return the history of the dataset's runs, by time and by number."""
+        return recorded_in(self._rows("SELECT kind, start, entry FROM history ORDER BY kind, start"))
 
     # --- journals and parts ----------------------------------------------------------------------------------------
 
@@ -341,8 +340,7 @@ class Ledger:
     def intend(self, part: Part) -> None:
         """Record the intent to publish a part, with the size and digest of its file."""
         with self._file.transaction():
-            insert = "INSERT INTO parts (number, segment, name, rows, bytes, sha256, calls, sealed)"
-            self._file.connection.execute(f"{insert} VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])
+            self._file.connection.execute("INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, 0)", part[:-1])
 
     def withdraw(self, part: Part) -> None:
         """Forget an intent whose file was never published."""
@@ -375,9 +373,8 @@ class Ledger:
         """Raise OutputError if the ledger is of another version."""
         version = self.facts().get("schema")
         if version != _VERSION:
-            raise OutputError(
-                f"{self._path}: schema {version}, and this harvester supports {_VERSION}; use the one that made it"
-            )
+            text = f"schema {version}, and this harvester supports {_VERSION}; use the one that made it"
+            raise OutputError(f"{self._path}: {text}")
 
     def _rows(self, select: str, *parameters: Any) -> list[Any]:
         with self._file.guarded():
@@ -393,6 +390,11 @@ class Ledger:
     def _set_checkpoint(self, checkpoint: FileCheckpoint | None) -> None:
         if checkpoint is not None:
             self._file.connection.execute("INSERT OR REPLACE INTO checkpoint VALUES (0, ?, ?, ?, ?)", checkpoint)
+
+    def _set_history(self, entries: Iterable[StoredEntry]) -> None:
+        for entry in entries:
+            self._file.connection.execute("DELETE FROM history WHERE kind = ? AND start >= ? AND start < ?", entry[:3])
+            self._file.connection.execute("INSERT INTO history VALUES (?, ?, ?)", (*entry[:2], entry.text))
 
     def _set_facts(self, values: dict[str, str | int]) -> None:
         self._file.connection.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", values.items())

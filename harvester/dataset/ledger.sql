@@ -18,7 +18,8 @@ CREATE TABLE journals (segment INTEGER PRIMARY KEY, committed INTEGER);
 -- The checkpoint: the growing file's length and rows when it contained all rows before this place of the journal.
 CREATE TABLE checkpoint (id INTEGER PRIMARY KEY CHECK (id = 0), segment INTEGER, position INTEGER, bytes INTEGER,
                    rows INTEGER);
--- The history of the runs: start, in seconds since 1970, and an entry as JSON (harvester.history). None overlap.
-CREATE TABLE history (start INTEGER PRIMARY KEY, entry TEXT);
+-- The history of the runs, as JSON (harvester.history): of a time, whose start is in seconds since 1970, or of a run,
+-- whose start is its number, or that of the first run that an entry counts. None of a kind overlap.
+CREATE TABLE history (kind TEXT, start INTEGER, entry TEXT, PRIMARY KEY (kind, start)) WITHOUT ROWID;
 CREATE TABLE parts (number INTEGER PRIMARY KEY, segment INTEGER UNIQUE, name TEXT, rows INTEGER, bytes INTEGER,
                     sha256 TEXT, calls INTEGER, sealed INTEGER);

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import orjson
 
 from harvester.errors import OutputError, UsageError
-from harvester.history import HistoryEntry, history_to_json, with_limits
+from harvester.history import HistoryEntry, RunEntry, history_to_json, with_limits
 from harvester.jsonlines import Misfit, from_json
 from harvester.progress import AttemptCounts, ListCounts, RefreshCounts
 from harvester.storage.location import (
@@ -187,8 +187,8 @@ class RunReport:
     the list's end. list: None before the list was read to its end. ended: UTC, None while the run goes on. remaining:
     calls of the list without a verdict, or None. given_up: calls that have failed too often to be repeated. pending:
     calls taken from the list that have no verdict of any run; in the manifest they stand in `dataset`. window_check:
-    None before it was checked, and for a window that is no period. refresh: None without --refresh. history: of all
-    runs of the dataset, by time.
+    None before it was checked, and for a window that is no period. refresh: None without --refresh. runs, history: what
+    all runs of the dataset did, by number and by time.
     """
 
     complete: bool
@@ -203,6 +203,7 @@ class RunReport:
     pending: int
     window_check: WindowCheck | None = None
     refresh: RefreshCounts | None = None
+    runs: tuple[RunEntry, ...] = ()
     history: tuple[HistoryEntry, ...] = ()
 
 
@@ -238,15 +239,21 @@ class Manifest:
     parts: tuple[PublishedPart, ...]
     window_check: WindowCheck | None = None
     refresh: RefreshCounts | None = None
+    runs: tuple[RunEntry, ...] = ()
     history: tuple[HistoryEntry, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object, its keys in the order of the file."""
-        return {**asdict(replace(self, history=())), "history": history_to_json(self.history)}
+        runs = [run.to_json() for run in self.runs]
+        return {**asdict(replace(self, runs=(), history=())), "runs": runs, "history": history_to_json(self.history)}
 
 
 class NewerForm(UsageError):
     """The manifest was written by a newer version, in a form that this one does not know."""
+
+
+class TableOfLinks(UsageError):
+    """The manifest is that of a table of links, which has no rows of metrics."""
 
 
 class Found(NamedTuple):
@@ -288,7 +295,9 @@ def parse(text: bytes, path: str) -> Manifest:
             f"{path}: written by {content.get('tool')}, in a newer format than this harvester knows: update it"
         )
     if isinstance(content, dict) and content.get("rows") == "links":
-        raise UsageError(f"{path}: describes a table of links, not a run; the same `harvester links` command checks it")
+        raise TableOfLinks(
+            f"{path}: describes a table of links, not a run; the same `harvester links` command checks it"
+        )
     if isinstance(content, dict):
         with_limits(content.get("history"))
     try:

@@ -44,9 +44,12 @@ class Sidecars:
     def write_manifest(self, manifest: Mapping[str, Any], *, last: bool) -> None:
         """Replace `_manifest.json`. last: True at the run's end, when every upload must have succeeded."""
         # An entry of the history a line: there may be 2,000, with a dozen keys each.
-        history = [orjson.Fragment(orjson.dumps(entry)) for entry in manifest.get("history", ())]
+        lines = {
+            name: [orjson.Fragment(orjson.dumps(entry)) for entry in manifest.get(name, ())]
+            for name in ("runs", "history")
+        }
         option = orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE
-        text = orjson.dumps({**manifest, "history": history}, option=option)
+        text = orjson.dumps({**manifest, **lines}, option=option)
         self._replace(MANIFEST, [text], last=last)
 
     def write_failures(self, lines: Iterable[bytes]) -> None:

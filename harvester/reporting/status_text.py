@@ -188,8 +188,9 @@ def print_status(seen: RunStatus, *, json: bool) -> None:
     if not json:
         print_out(for_stdout(as_text(seen)))
         return
-    history = [entry.to_json() for entry in seen.manifest.history]
-    print_out(as_json(as_dict(seen) | {"history": history}, orjson.OPT_INDENT_2))
+    told = seen.manifest
+    more = {"runs": [run.to_json() for run in told.runs], "history": [entry.to_json() for entry in told.history]}
+    print_out(as_json(as_dict(seen) | more, orjson.OPT_INDENT_2))
 
 
 def print_table(states: Iterable[RunStatus | Unreadable], folder: str, *, json: bool) -> bool:

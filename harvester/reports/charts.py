@@ -6,6 +6,7 @@ other colour is one of COLOURS, which its style sheet replaces on a dark ground.
 
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from html import escape
 from typing import Any, NamedTuple
 
@@ -14,15 +15,17 @@ from harvester.extras import import_vl_convert
 COLOURS = ("#2f6db3", "#c9822b", "#b3453e", "#6c7a89")
 """Of the first series, the second, and so on. `report.css` names the same four."""
 GRID = "#d5d9de"
-WIDE, NARROW = 720, 288
+WIDE, NARROW = 800, 288
 """Widths in pixels; the narrow one fits a window of 320."""
-_LONGEST_LABEL = {WIDE: 260, NARROW: 110}
+_LONGEST_LABEL = {WIDE: 300, NARROW: 110}
 _FONT = 14
 """The size that room is made for. The style sheet has 12: fonts differ, and the reader's may be wider than the one that
 is measured here."""
 _LETTER = 8
 """Pixels that a letter of that size takes at most, on average."""
-_BAR_HEIGHT, _HEIGHT = 22, 200
+_BAR_HEIGHT, _NAMED_BAR_HEIGHT, _HEIGHT = 22, 40, 200
+_FEW_MOMENTS = 12
+"""Moments that have a tick each."""
 _MOST_BARS = 62
 """More periods than these are drawn as an area."""
 _TAG, _ROLE = re.compile("<[^>]*>"), re.compile(r' (?:role|aria-[a-z]+)="[^"]*"')
@@ -96,33 +99,35 @@ class Picture(NamedTuple):
 
 
 def bars(title: str, description: str, lines: Sequence[Bar]) -> Picture:
-    """Draw horizontal bars, one below the other."""
+    """Draw horizontal bars, one below the other. In the narrow picture a name stands above its bar, not beside it."""
     values = [
         {"name": f"{n}\x1f{bar.name}", "value": bar.value, "text": bar.text, "rest": bar.rest}
         for n, bar in enumerate(lines)
     ]
-    y = {
-        "field": "name",
-        "type": "nominal",
-        "sort": None,
-        "axis": {"title": None, "ticks": False, "domain": False, "labelExpr": "split(datum.value, '\x1f')[1]"},
-    }
-    layers = [
-        {"mark": {"type": "bar", "height": {"band": 0.68}}, "encoding": {"color": _BAR_COLOUR}},
-        {"mark": {"type": "text", "align": "left", "dx": 5}, "encoding": {"text": {"field": "text"}}},
+    number = max(len(lines), 1)
+    wide = _svg(title, description, _bars(values, lines, WIDE), WIDE, _BAR_HEIGHT * number)
+    narrow = _svg(title, description, _bars(values, lines, NARROW), NARROW, _NAMED_BAR_HEIGHT * number)
+    return Picture(wide, narrow)
+
+
+def _bars(values: Sequence[dict[str, Any]], lines: Sequence[Bar], width: int) -> dict[str, Any]:
+    above = width == NARROW
+    name = "split(datum.value, '\x1f')[1]"
+    axis = None if above else {"title": None, "ticks": False, "domain": False, "labelExpr": name}
+    x = {"field": "value", "type": "quantitative", "axis": None, "scale": {"domain": [0, _end_of_axis(lines, width)]}}
+    y = {"field": "name", "type": "nominal", "sort": None, "axis": axis}
+    size: dict[str, Any] = {"height": 14, "yOffset": 8} if above else {"height": {"band": 0.68}}
+    text = {"type": "text", "align": "left", "dx": 5, "dy": 8 if above else 0}
+    layers: list[dict[str, Any]] = [
+        {"mark": {"type": "bar", **size}, "encoding": {"color": _BAR_COLOUR}},
+        {"mark": text, "encoding": {"text": {"field": "text"}}},
     ]
-
-    def spec(width: int) -> dict[str, Any]:
-        x = {
-            "field": "value",
-            "type": "quantitative",
-            "axis": None,
-            "scale": {"domain": [0, _end_of_axis(lines, width)]},
-        }
-        return {"data": {"values": values}, "encoding": {"x": x, "y": y}, "layer": layers}
-
-    height = _BAR_HEIGHT * max(len(lines), 1)
-    return Picture(*(_svg(title, description, spec(width), width, height) for width in (WIDE, NARROW)))
+    if above:
+        named = {"text": {"field": "shown"}, "x": {"value": 0}}
+        mark = {"type": "text", "align": "left", "dy": -8, "limit": NARROW}
+        shown = [{"calculate": "split(datum.name, '\x1f')[1]", "as": "shown"}]
+        layers.append({"mark": mark, "encoding": named, "transform": shown})
+    return {"data": {"values": values}, "encoding": {"x": x, "y": y}, "layer": layers}
 
 
 _BAR_COLOUR = {"condition": {"test": "datum.rest", "value": COLOURS[3]}, "value": COLOURS[0]}
@@ -132,6 +137,7 @@ def _end_of_axis(lines: Sequence[Bar], width: int) -> float:
     """Return the value at the right edge: so much more than the longest bar's that its text has room behind it."""
     most = max((bar.value for bar in lines), default=0)
     label = min(max((len(bar.name) for bar in lines), default=0) * _LETTER, _LONGEST_LABEL[width])
+    label = 0 if width == NARROW else label
     text = max((len(bar.text) for bar in lines), default=0) * _LETTER + _LETTER
     room = max(width - label, 2 * text)
     return max(most * room / (room - text), 1.0)
@@ -155,31 +161,53 @@ def over_time(title: str, description: str, points: Sequence[Point], unit: str) 
 _TIME_UNITS = {"day": "utcyearmonthdate", "week": "utcyearmonthdate", "month": "utcyearmonth"}
 
 
-def stacked(
-    title: str, description: str, points: Sequence[Point], names: Sequence[str], limits: Sequence[Point], axis: str
-) -> Picture:
-    """Draw several series over time upon each other, at most four, and limits as broken lines. axis: its title.
+class Overlay(NamedTuple):
+    """What is drawn over series. limits: values of each limit, by its name, from a moment on, as broken lines.
 
-    limits: the values of each limit, by its name, from a moment on.
+    shaded: times that are shaded, each from a moment to another.
     """
+
+    limits: Sequence[Point] = ()
+    shaded: Sequence[tuple[str, str]] = ()
+
+
+def stacked(
+    title: str, description: str, points: Sequence[Point], names: Sequence[str], overlay: Overlay, axis: str
+) -> Picture:
+    """Draw several series over time upon each other. axis: its title.
+
+    names: of all series, at most four: each has its colour, also where others have no points.
+    """
+    drawn = {point.series for point in points}
+    colours = {name: colour for name, colour in zip(names, COLOURS, strict=False) if name in drawn}
     colour = {
         "field": "series",
         "type": "nominal",
-        "scale": {"domain": [*names], "range": [*COLOURS[: len(names)]]},
-        "legend": {} if len(names) > 1 else None,
+        "scale": {"domain": [*colours], "range": [*colours.values()]},
+        "legend": {} if len(colours) > 1 else None,
     }
-    x = {"field": "moment", "type": "temporal", "scale": {"type": "utc"}, "axis": _TIME_AXIS}
+    moments = list(dict.fromkeys(point.moment for point in points))
+    ticks: dict[str, Any] = {}
+    if len(moments) <= _FEW_MOMENTS:  # else there would be seconds between them
+        ticks = {"values": [1000 * int(datetime.fromisoformat(moment).timestamp()) for moment in moments]}
+    x = {"field": "moment", "type": "temporal", "scale": {"type": "utc"}, "axis": _TIME_AXIS | ticks}
     area = {
-        "data": {"values": [point._asdict() for point in points]},
+        "data": {"values": [{**point._asdict(), "place": names.index(point.series)} for point in points]},
         "mark": {"type": "area", "interpolate": "step-after"},
-        "encoding": {"x": x, "y": _amount(axis), "color": colour, "order": {"field": "series", "sort": [*names]}},
+        "encoding": {"x": x, "y": _amount(axis), "color": colour, "order": {"field": "place", "type": "quantitative"}},
     }
     line = {
-        "data": {"values": [point._asdict() for point in limits]},
+        "data": {"values": [point._asdict() for point in overlay.limits]},
         "mark": {"type": "line", "interpolate": "step-after", "color": "currentColor", "strokeDash": [5, 4]},
         "encoding": {"x": x, "y": _amount(axis), "detail": {"field": "series"}},
     }
-    return _drawn(title, description, {"layer": [area, line] if limits else [area]}, _HEIGHT)
+    band = {
+        "data": {"values": [{"moment": start, "end": end} for start, end in overlay.shaded]},
+        "mark": {"type": "rect", "color": COLOURS[2], "opacity": 0.22},
+        "encoding": {"x": x, "x2": {"field": "end"}},
+    }
+    layers = [*([band] if overlay.shaded else []), area, *([line] if overlay.limits else [])]
+    return _drawn(title, description, {"layer": layers}, _HEIGHT)
 
 
 def pairs(title: str, description: str, points: Sequence[Point], names: Sequence[str]) -> Picture:

@@ -7,9 +7,9 @@ const compared = (a, b, isNumber) => {
   return (isNaN(x) ? -1 : x) - (isNaN(y) ? -1 : y);
 };
 const sort = (table, head, place) => {
-  const descending = head.getAttribute("aria-sort") !== "descending" && (head.className === "n" || head.hasAttribute("aria-sort"));
+  const descending = head.getAttribute("aria-sort") !== "descending" && (head.classList.contains("n") || head.hasAttribute("aria-sort"));
   const lines = [...table.tBodies[0].rows];
-  const isNumber = head.className === "n";
+  const isNumber = head.classList.contains("n");
   lines.sort((a, b) => compared(a.cells[place].textContent, b.cells[place].textContent, isNumber) * (descending ? -1 : 1));
   table.tBodies[0].append(...lines);
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");

@@ -7,12 +7,16 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from harvester.dataset.manifest import Manifest, WindowUsage
-from harvester.history import HistoryEntry
+from harvester.history import HistoryEntry, RunEntry, errors_in
 from harvester.reports.charts import Point
 from harvester.sums.sources import Source
 
 SERIES = ("answers", "throttled", "errors", "other")
-"""What attempts came to, in the order of the picture. other: an answer that was doubted, or one that ended no call."""
+"""What attempts came to, in the order of the picture. other: an answer that ended no call, because it was truncated and
+requested again for more, or because it was doubted.
+"""
+OUTAGE = "outage"
+"""The name of a wait for a server that does not answer."""
 MINUTES = {"minute": 1, "hour": 60}
 """The windows whose limits stand in the picture, and their minutes."""
 _MOST_POINTS = 240
@@ -46,9 +50,13 @@ class Month(NamedTuple):
 
 
 class RunSum(NamedTuple):
-    """One run of an output. ended: the end of its last minute."""
+    """One run of an output, or of many the oldest together. first, number: of the first and of the last of them.
+
+    ended: the last moment that is known of it.
+    """
 
     output: str
+    first: int
     number: int
     started: datetime
     ended: datetime
@@ -60,19 +68,38 @@ class RunSum(NamedTuple):
     errors: int
 
 
+class Span(NamedTuple):
+    """A time from a moment to another: UTC, `2026-11-22T00:00:00+00:00`."""
+
+    start: str
+    end: str
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """What runs recorded, by the minute and (what lies back) by longer times. seconds: of a point of the picture.
 
-    ceilings: the limits in force, in attempts a minute, by window: where each begins and changes, and in the end.
+    outages: seconds of each point in which the server did not answer, by its moment, where there were any. ceilings:
+    the limits in force, in attempts a minute, by window: where each begins and changes, and in the end.
     """
 
     points: tuple[Point, ...]
     seconds: int
     waits: dict[str, float]
+    outages: dict[str, float]
     limits: dict[str, int]
     ceilings: tuple[Point, ...]
-    runs: tuple[RunSum, ...]
+
+    @property
+    def shaded(self) -> tuple[Span, ...]:
+        """The times with an outage."""
+        found = list[Span]()
+        for moment in self.outages:
+            end = (datetime.fromisoformat(moment) + timedelta(seconds=self.seconds)).isoformat()
+            if found and found[-1].end == moment:
+                moment = found.pop().start  # noqa: PLW2901
+            found.append(Span(moment, end))
+        return tuple(found)
 
 
 def costs_of(sources: Iterable[Source]) -> Costs:
@@ -94,14 +121,10 @@ def state_of(manifest: Manifest) -> str:
     if manifest.stopped is not None:
         return f"stopped: {manifest.stopped.message}"
     if manifest.ended is not None:
-        return "ended, with calls left"
+        if manifest.dataset.pending:
+            return "ended, with calls left"
+        return "ended, some calls failed" if manifest.dataset.failed else "ended, the list was not read to its end"
     return "running, or interrupted"
-
-
-def unpublished(source: Source) -> int:
-    """Return how many rows an output has that are in none of its parts yet."""
-    counts = source.manifest.dataset
-    return max(counts.rows + counts.refreshed - sum(part.calls for part in source.manifest.parts), 0)
 
 
 def months_of(sources: Iterable[Source]) -> tuple[Month, ...]:
@@ -147,9 +170,9 @@ def history_of(sources: Sequence[Source]) -> History | None:
     for entry in entries:
         limits |= entry.limits
         waits.update(entry.waits)
-    runs = sorted((run for source in sources for run in _runs(source)), key=lambda each: (each.started, each.output))
-    points = tuple(_points(entries, seconds))
-    return History(points, seconds, dict(waits), limits, tuple(_ceilings(entries, points[-1].moment)), tuple(runs))
+    points = tuple(_points(sources, seconds))
+    outages = _outages(entries, seconds)
+    return History(points, seconds, dict(waits), outages, limits, tuple(_ceilings(entries, points[-1].moment)))
 
 
 def _step(entries: Sequence[HistoryEntry]) -> int:
@@ -159,23 +182,38 @@ def _step(entries: Sequence[HistoryEntry]) -> int:
     return 60 * max(-(-int((last - first).total_seconds()) // (60 * _MOST_POINTS)), 1)
 
 
-def _points(entries: Sequence[HistoryEntry], seconds: int) -> list[Point]:
+def _points(sources: Sequence[Source], seconds: int) -> list[Point]:
     """Return attempts a minute by what they came to; moments between without an attempt are there with 0.
 
     An entry may be longer than a point, or lie across two: it is taken to be even in its time.
     """
     sums: defaultdict[tuple[int, str], float] = defaultdict(float)
-    for entry in entries:
-        start = int(_utc(entry.start).timestamp())
-        for place, part in _parts(start, start + entry.seconds, seconds):
-            for name, number in _outcomes(entry).items():
-                sums[place, name] += number * part
+    for source in sources:
+        history = source.manifest.history
+        for entry, outcomes in zip(history, _outcomes(history), strict=True):
+            for place, part in _parts(entry, seconds):
+                for name, number in zip(SERIES, outcomes, strict=True):
+                    sums[place, name] += number * part
     places = [place for place, _ in sums]
     return [
-        Point(datetime.fromtimestamp(place * seconds, UTC).isoformat(), sums[place, name] * 60 / seconds, name)
+        Point(_moment_of(place, seconds), sums[place, name] * 60 / seconds, name)
         for place in range(min(places), max(places) + 2)  # the last one ends the area
         for name in SERIES
     ]
+
+
+def _outages(entries: Sequence[HistoryEntry], seconds: int) -> dict[str, float]:
+    """Return the seconds of an outage by the moment of each point that has any; those of several outputs added up."""
+    sums: defaultdict[int, float] = defaultdict(float)
+    for entry in entries:
+        if waited := entry.waits.get(OUTAGE):
+            for place, part in _parts(entry, seconds):
+                sums[place] += waited * part
+    return {_moment_of(place, seconds): min(sums[place], seconds) for place in sorted(sums)}
+
+
+def _moment_of(place: int, seconds: int) -> str:
+    return datetime.fromtimestamp(place * seconds, UTC).isoformat()
 
 
 def _ceilings(entries: Sequence[HistoryEntry], end: str) -> Iterator[Point]:
@@ -190,39 +228,35 @@ def _ceilings(entries: Sequence[HistoryEntry], end: str) -> Iterator[Point]:
     yield from (Point(end, limit, window) for window, limit in current.items())
 
 
-def _parts(start: int, end: int, seconds: int) -> Iterator[tuple[int, float]]:
-    """Yield the points that a time lies in, and the share of it that lies in each."""
+def _parts(entry: HistoryEntry, seconds: int) -> Iterator[tuple[int, float]]:
+    """Yield the points that an entry's time lies in, and the share of it that lies in each."""
+    start = int(_utc(entry.start).timestamp())
+    end = start + entry.seconds
     for place in range(start // seconds, (end - 1) // seconds + 1):
         within = min(end, (place + 1) * seconds) - max(start, place * seconds)
         yield place, within / (end - start)
 
 
-def _outcomes(entry: HistoryEntry) -> dict[str, int]:
-    """Return what an entry's attempts came to. Errors may be more than its attempts: some reached no server."""
-    left = max(entry.attempts - entry.answers - entry.throttled, 0)
-    errors = min(entry.server_errors + entry.network_errors, left)
-    return dict(zip(SERIES, (entry.answers, entry.throttled, errors, left - errors), strict=True))
+def _outcomes(history: Sequence[HistoryEntry]) -> list[tuple[int, int, int, int]]:
+    """Return what the attempts of each entry came to, in the order of SERIES.
+
+    An attempt is counted when it is sent, and its outcome when that is known. So an entry may have a few outcomes more
+    than attempts: these were sent in the entry before.
+    """
+    known = [(entry.answers, entry.throttled, errors_in(entry)) for entry in history]
+    others = [entry.attempts - sum(each) for entry, each in zip(history, known, strict=True)]
+    for place in range(len(others) - 1, 0, -1):
+        if others[place] < 0:
+            others[place - 1] += others[place]
+    return [(*each, max(other, 0)) for each, other in zip(known, others, strict=True)]
 
 
-def _runs(source: Source) -> list[RunSum]:
-    found: dict[int, list[HistoryEntry]] = {}
-    for entry in source.manifest.history:
-        found.setdefault(entry.invocation, []).append(entry)
-    return [_run(source.name, number, of_run) for number, of_run in found.items()]
+def runs_of(sources: Iterable[Source]) -> tuple[RunSum, ...]:
+    """Return the runs of all outputs, by their start."""
+    found = [_run(source.name, run) for source in sources for run in source.manifest.runs]
+    return tuple(sorted(found, key=lambda each: (each.started, each.output, each.number)))
 
 
-def _run(output: str, number: int, entries: Sequence[HistoryEntry]) -> RunSum:
-    begins = min(_utc(each.start) for each in entries)
-    ends = max(_utc(each.start) + timedelta(seconds=each.seconds) for each in entries)
-    return RunSum(
-        output,
-        number,
-        begins,
-        ends,
-        attempts=sum(each.attempts for each in entries),
-        answers=sum(each.answers for each in entries),
-        failed=sum(each.failed for each in entries),
-        throttled=sum(each.throttled for each in entries),
-        retries=sum(each.retries for each in entries),
-        errors=sum(each.server_errors + each.network_errors for each in entries),
-    )
+def _run(output: str, run: RunEntry) -> RunSum:
+    counts = (run.attempts, run.answers, run.failed, run.throttled, run.retries, errors_in(run))
+    return RunSum(output, run.first, run.number, _utc(run.started), _utc(run.until), *counts)

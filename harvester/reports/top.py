@@ -3,11 +3,12 @@
 import io
 import shutil
 import sys
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from harvester.config.placeholders import layout_patterns
 from harvester.errors import UsageError
-from harvester.reports.tables import Table, breakdown_table, links_table, periods_table
+from harvester.reports.tables import Table, breakdown_table, damage_text, links_table, periods_table, shortfall_note
 from harvester.sums.figures import FacetSums
 from harvester.sums.queries import main_facet_of, sums_of
 from harvester.sums.sources import Source, sources_at
@@ -22,15 +23,15 @@ _FACETS = {
     "city": "cities",
 }
 """The value of --by to the facet that has it; the first that was harvested is the default."""
-_PIPE_WIDTH = 160
 
 
 class Top(NamedTuple):
-    """What has most clicks. by: the value of --by. left_out: what is not in the sums."""
+    """What has most clicks. by: the value of --by. left_out, damaged: what is not in the sums, as sentences."""
 
     by: str
     sums: FacetSums
     left_out: tuple[str, ...]
+    damaged: tuple[str, ...]
 
 
 def top_of(out: str, by: str | None, lines: int) -> Top:
@@ -46,12 +47,19 @@ def top_of(out: str, by: str | None, lines: int) -> Top:
     by = by or next((name for name, facet in _FACETS.items() if facet in found), "link")
     facet = _FACETS.get(by) or _facet_of(by, sources.found)
     if facet not in found:
-        raise UsageError(f"{out} has no facet {facet}; it has {', '.join(sorted(found))}", option="--by")
+        raise UsageError(f"{by}: {out} has no facet {facet}; {_instead(found)}", option="--by")
     sums = sums_of(sources, facets=[facet], lines=lines)
     (of_facet,) = sums.facets
     if by == "day" and not of_facet.periods:
-        raise UsageError(f"{out} has no days: its rows are totals", option="--by")
-    return Top(by, of_facet, sums.left_out)
+        totals = "its rows are totals up to a moment; `run --since` with a new --out harvests days"
+        raise UsageError(f"{by}: {out} has no days: {totals}; {_instead(found)}", option="--by")
+    return Top(by, of_facet, sums.left_out, tuple(map(damage_text, sums.damaged)))
+
+
+def _instead(facets: Collection[str]) -> str:
+    """Return the values of --by for what was harvested."""
+    found = [name for name, facet in _FACETS.items() if facet in facets]
+    return f"--by {', '.join([*found, 'link'])} can be printed"
 
 
 def _facet_of(by: str, sources: tuple[Source, ...]) -> str:
@@ -66,7 +74,14 @@ def as_dict(found: Top) -> dict[str, Any]:
     """Return the JSON object that --json prints."""
     sums = found.sums
     about = {"by": found.by, "facet": sums.facet, "links": sums.links, "clicks": sums.clicks}
-    return {**about, "lines": _lines(found), "left_out": list(found.left_out)}
+    lacking = {"rows": sums.rows, "truncated": sums.truncated, "clipped": sums.clipped}
+    return {
+        **about,
+        **lacking,
+        "lines": _lines(found),
+        "left_out": list(found.left_out),
+        "damaged": list(found.damaged),
+    }
 
 
 def _lines(found: Top) -> list[dict[str, Any]]:
@@ -82,16 +97,44 @@ def _lines(found: Top) -> list[dict[str, Any]]:
 
 
 def as_text(found: Top) -> str:
-    """Return the table that is printed, as wide as the terminal."""
+    """Return the table that is printed. A terminal gets as many columns as it is wide; no name is broken into lines."""
     from rich.console import Console  # noqa: PLC0415 - slow to import
-    from rich.text import Text  # noqa: PLC0415
 
     table = _table(found)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _PIPE_WIDTH
+    widths = _widths(table)
+    shown = len(widths)
+    if sys.stdout.isatty():
+        shown = _fitting(table, widths, shutil.get_terminal_size().columns)
     written = io.StringIO()
-    console = Console(width=width, color_system=None, highlight=False, file=written)
-    console.print(_drawn(table), Text(table.rest), sep="\n")
-    return "\n".join(line.rstrip() for line in written.getvalue().splitlines()).rstrip()
+    wide = sum(widths[:shown]) + _GAP * shown
+    Console(width=wide, color_system=None, highlight=False, file=written).print(_drawn(table, shown))
+    hidden = [column.title for column in table.columns[shown:]]
+    notes = [
+        table.rest,
+        f"Not shown on this terminal: {', '.join(hidden)}." if hidden else "",
+        shortfall_note(found.sums),
+    ]
+    return "\n".join([line.rstrip() for line in written.getvalue().splitlines()] + [note for note in notes if note])
+
+
+_GAP = 3
+"""Cells between two columns."""
+
+
+def _widths(table: Table) -> list[int]:
+    """Return how many cells of a terminal each column needs."""
+    from rich.cells import cell_len  # noqa: PLC0415
+
+    cells = zip(*([column.title for column in table.columns], *table.lines), strict=True)
+    return [max(map(cell_len, each)) for each in cells]
+
+
+def _fitting(table: Table, widths: Sequence[int], wide: int) -> int:
+    """Return how many columns are shown: all up to the clicks, and those behind them that have room."""
+    shown = next(place for place, column in enumerate(table.columns, 1) if column.title == "Clicks")
+    while shown < len(widths) and sum(widths[: shown + 1]) + _GAP * shown <= wide:
+        shown += 1
+    return shown
 
 
 def _table(found: Top) -> Table:
@@ -102,14 +145,15 @@ def _table(found: Top) -> Table:
     return breakdown_table(found.sums.facet, found.sums.breakdown)
 
 
-def _drawn(table: Table) -> Any:
+def _drawn(table: Table, shown: int) -> Any:
+    """Return the first columns of a table, as rich draws it."""
     from rich import box  # noqa: PLC0415
     from rich.table import Table as Drawn  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     drawn = Drawn(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in table.columns:
-        drawn.add_column(Text(column.title), justify="right" if column.number else "left", overflow="fold")
+    for column in table.columns[:shown]:
+        drawn.add_column(Text(column.title), justify="right" if column.number else "left", no_wrap=True)
     for line in table.lines:
-        drawn.add_row(*map(Text, line))
+        drawn.add_row(*map(Text, line[:shown]))
     return drawn

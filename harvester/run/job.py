@@ -87,7 +87,7 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
                 if job.pool is None:
                     await budgets.slots.join()
                 names, reader = _names_of(job), lambda: sink.awaits_reader
-                history = filter(None, dataset.ledger.history())  # one that cannot be read is no reason to stop
+                history = dataset.ledger.history()  # an entry that cannot be read is no reason to stop
                 telemetry = Telemetry(budgets.facet, dataset.invocation, names, job.command, reader, history)
                 if dataset.ledger.refreshing:
                     telemetry.progress.refresh = RefreshCounts(job.refresh.seconds if job.refresh else None)

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from harvester.dataset.manifest import (
 )
 from harvester.errors import OutputError
 from harvester.events import RunObserver, RunOutcome
-from harvester.history import Activity, HistoryEntry, StoredEntry
+from harvester.history import Activity, Recorded, StoredEntry
 from harvester.progress import RunProgress, WaitReason, WindowState
 from harvester.run.recorder import Recorder, Sent, activity
 from harvester.transport.pool import Pool, Slot
@@ -78,7 +78,7 @@ class Telemetry:
         lists: Sequence[str],
         command: Command | None = None,
         awaits_reader: Callable[[], bool] = lambda: False,
-        history: Iterable[HistoryEntry] = (),
+        history: Recorded = Recorded(),  # noqa: B008 - nothing changes it
     ) -> None:
         self.progress = RunProgress()
         self.throughput = Throughput()
@@ -167,7 +167,8 @@ class Telemetry:
         self._reported = limited_by.window if limited_by else ""
         invocation = self.throughput.report(self._invocation, self._lists, self._command)
         report = run_report(self.progress, outcome, invocation, budget_report(self._budget, limited_by))
-        return replace(report, window_check=self.window_check, history=self._recorder.entries)
+        recorder = self._recorder
+        return replace(report, window_check=self.window_check, runs=recorder.runs, history=recorder.entries)
 
     @property
     def begins_to_block(self) -> bool:

@@ -132,8 +132,8 @@ def is_url(out: str) -> bool:
     return _ANY_SCHEME.match(out) is not None
 
 
-def normal(url: str) -> str:
-    """Return a store's URL in its normal form, without a trailing slash.
+def normal(url: str, option: str = "--out") -> str:
+    """Return a store's URL in its normal form, without a trailing slash. option: the one that errors name.
 
     Raises:
         UsageError: another scheme, no bucket or prefix, or characters that programs encode in different ways.
@@ -141,14 +141,14 @@ def normal(url: str) -> str:
     scheme, _, rest = url.partition("://")
     if scheme not in _SCHEMES:
         raise UsageError(
-            f"{scheme}://: harvester writes to s3://, gs:// and az://, to a folder or to a file", option="--out"
+            f"{scheme}://: harvester writes to s3://, gs:// and az://, to a folder or to a file", option=option
         )
     if "@" in rest.split("/")[0]:
-        raise UsageError(f"{scheme}://: credentials belong in the environment, never in the address", option="--out")
+        raise UsageError(f"{scheme}://: credentials belong in the environment, never in the address", option=option)
     path = rest.rstrip("/")
     bucket, _, prefix = path.partition("/")
     if (not bucket and scheme != "file") or not prefix:
-        raise UsageError(f"{url}: must be a bucket and a prefix, such as {scheme}://my-bucket/bitly", option="--out")
+        raise UsageError(f"{url}: must be a bucket and a prefix, such as {scheme}://my-bucket/bitly", option=option)
     if not _SAFE.fullmatch(path) or any(part in {"", ".", ".."} for part in prefix.split("/")):
         raise UsageError(
             f"{url}: a prefix may have letters, digits and !_.*'()=,+@:- between single slashes, in ASCII",

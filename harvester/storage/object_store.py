@@ -203,10 +203,12 @@ class ObjectStorage:
             data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         return self.create(name, data)
 
-    def replace(self, name: str, chunks: Iterable[bytes], *, patient: bool = True) -> None:
-        data = b"".join(chunks)
+    def replace(self, name: str, chunks: Iterable[bytes], *, patient: bool = True, kind: str = "") -> None:
+        """kind: the object's Content-Type, by which a browser shows it."""
+        data, attributes = b"".join(chunks), {"Content-Type": kind} if kind else None
         store = self._store_for(data)
-        self._patiently(name, lambda: self._library.put(store, name, data, use_multipart=False), patient=patient)
+        more = {"use_multipart": False, "attributes": attributes}
+        self._patiently(name, lambda: self._library.put(store, name, data, **more), patient=patient)
 
     def delete(self, name: str) -> None:
         self._patiently(name, lambda: self._library.delete(self._store, name), missing=None)

@@ -62,6 +62,19 @@ class FailureSum(NamedTuple):
     example: str | None
 
 
+class Damage(NamedTuple):
+    """A file that cannot be read as its manifest says. name: as people read it. output: the output's, as it is typed.
+
+    rows: how many it should have, by the manifest; None for the list of failures. read: those of them in the sums.
+    """
+
+    name: str
+    output: str
+    rows: int | None
+    read: int
+    why: str
+
+
 @dataclass(frozen=True, slots=True)
 class FacetSums:
     """The sums of a facet. unit: of its periods; None where the window is all of the past, or a number of units.
@@ -95,7 +108,8 @@ class FacetSums:
 class Sums:
     """The sums of all facets, by facet; those of what has no row; and what was left out of either.
 
-    main_facet: the one that links are shown by. without_row: numbers of all failures, by kind.
+    main_facet: the one that links are shown by. without_row: numbers of all failures, by kind. damaged: files whose
+    rows are missing from the sums, or wrong.
     """
 
     main_facet: str
@@ -103,6 +117,7 @@ class Sums:
     failures: tuple[FailureSum, ...]
     without_row: dict[str, int]
     left_out: tuple[str, ...]
+    damaged: tuple[Damage, ...] = ()
 
     @property
     def main(self) -> FacetSums | None:

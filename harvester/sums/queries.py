@@ -27,6 +27,8 @@ MOST_LINES = 1000
 """The most lines of one table."""
 SHARES = (0.01, 0.1, 0.5)
 """The busiest links, as shares of all, whose clicks are added up."""
+_CUT = "map_from_entries(list_transform(map_entries(carried), lambda e: {{'key': e.key, 'value': left(e.value, {})}}))"
+"""Carried values, cut before they are collected: a thousand links may have megabytes of them."""
 _BY_PREFERENCE = (
     "clicks_summary",
     "clicks",
@@ -51,11 +53,17 @@ def main_facet_of(sources: Sequence[Source]) -> str:
     return max(rows, key=lambda facet: (rows[facet], -_BY_PREFERENCE.index(facet)))
 
 
-def sums_of(sources: Sources, *, facets: Sequence[str] = (), lines: int = MOST_LINES) -> Sums:
+def sums_of(
+    sources: Sources, *, facets: Sequence[str] = (), lines: int = MOST_LINES, carried: int | None = None
+) -> Sums:
     """Return the sums of outputs. facets: those to add up, by default all. lines: the most of each table.
 
+    carried: the most characters of a carried value; None for all.
+
+    Files that cannot be read as their manifests say are in `damaged`, and the rest is added up.
+
     Raises:
-        UsageError: duckdb is not installed. OutputError: an output cannot be read, or has what is not a row.
+        UsageError: duckdb is not installed. OutputError: a store cannot be read, or there is too little room.
     """
     left_out = list(sources.left_out)
     with opened_database() as database:
@@ -65,13 +73,17 @@ def sums_of(sources: Sources, *, facets: Sequence[str] = (), lines: int = MOST_L
         database.load_failures(each for group in chosen.values() for each in group)
         failures = _failures(database)
         without_row = dict(database.fetch("SELECT kind, count(*) FROM failures GROUP BY kind"))
-        found = [_FacetQueries(database, name, group, lines).sums() for name, group in chosen.items()]
-        left_out += _unread(database, sources.found)
-    return Sums(main_facet_of(sources.found), tuple(found), failures, without_row, tuple(left_out))
+        found = [_FacetQueries(database, name, group, lines, carried).sums() for name, group in chosen.items()]
+        left_out += _unread(database, [source for group in chosen.values() for source in group])
+        damaged = (*sources.damaged, *database.damaged)
+    return Sums(main_facet_of(sources.found), tuple(found), failures, without_row, tuple(left_out), damaged)
 
 
 def _unread(database: Database, sources: Sequence[Source]) -> list[str]:
     notes = []
+    if waiting := sum(source.unpublished for source in sources):
+        rows = counted(waiting, "row is", "rows are")
+        notes.append(f"{rows} not in the parts yet, and not added up: a run ends by publishing all")
     if newer := sum(source.newer_parts() for source in sources if not source.growing):
         notes.append(f"{counted(newer, 'part is', 'parts are')} newer than the manifest, and not added up yet")
     if database.missing:
@@ -90,7 +102,7 @@ def _of_one_window(sources: list[Source], left_out: list[str]) -> list[Source]:
         return sources
     kind = max(kinds, key=lambda each: (kinds[each], each))
     left_out.extend(
-        f"{source.name}: its window ({_kind(source)}) is another than {kind}, and its clicks would count twice"
+        f"{source.name} is left out: its window ({_kind(source)}) is another than {kind}; its clicks would count twice"
         for source in sources
         if _kind(source) != kind
     )
@@ -115,11 +127,14 @@ def _failures(database: Database) -> tuple[FailureSum, ...]:
 class _FacetQueries:
     """The queries over one facet's rows."""
 
-    def __init__(self, database: Database, facet: str, sources: list[Source], lines: int) -> None:
+    def __init__(
+        self, database: Database, facet: str, sources: list[Source], lines: int, carried: int | None = None
+    ) -> None:
         self._database = database
         self._facet = FACETS[facet]
         self._sources = sources
         self._lines = lines
+        self._carried = "carried" if carried is None else _CUT.format(carried)
         windows = Counter((str(each.manifest.query.get("period_start"))) for each in sources)
         self._has_older = any(each.is_refreshed for each in sources) or max(windows.values()) > 1
         database.load_rows(facet, sources)
@@ -215,7 +230,7 @@ class _FacetQueries:
         found = self._database.fetch(
             f"WITH busiest AS (SELECT * FROM links ORDER BY clicks DESC, bitlink LIMIT {self._lines}) "
             "SELECT busiest.bitlink, any_value(busiest.clicks) AS sum, "
-            "arg_max(carried, unit_reference || fetched_at) FROM busiest JOIN calls USING (bitlink) "
+            f"arg_max({self._carried}, unit_reference || fetched_at) FROM busiest JOIN calls USING (bitlink) "
             "GROUP BY busiest.bitlink ORDER BY sum DESC, busiest.bitlink"
         )
         return tuple(LinkSum(bitlink, clicks, carried or {}) for bitlink, clicks, carried in found)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from harvester.bitly.facets import FACETS, FieldKind
 from harvester.errors import OutputError, as_output_error
@@ -18,6 +18,7 @@ from harvester.rows.encode import Format
 from harvester.rows.schema import GROUP_EXPORT, Shape
 from harvester.storage.location import FAILURES
 from harvester.storage.storage import LocalStorage, Storage
+from harvester.sums.figures import Damage
 from harvester.sums.sources import RowFile, Source
 
 _MEMORY, _THREADS = "256MB", 2
@@ -49,12 +50,25 @@ _FAILURE = {
 }  # fmt: skip
 
 
+class _Damaged(Exception):
+    """A file has something that is not a row, or less than it should."""
+
+
+class _Target(NamedTuple):
+    """A table that rows are added to. select: the query over a file. columns: what JSON is read as."""
+
+    name: str
+    select: str
+    columns: dict[str, str]
+
+
 class Database:
-    """DuckDB in a temporary folder. missing: parts that the manifest lists and that are gone. uncommitted: bytes that
-    a growing file has behind the committed ones."""
+    """DuckDB in a temporary folder. missing: parts that the manifest lists and that are gone. damaged: files that are
+    not as their manifest says. uncommitted: bytes that a growing file has behind the committed ones."""
 
     def __init__(self, connection: Any, duckdb: Any, folder: str) -> None:
         self.missing: list[str] = []
+        self.damaged: list[Damage] = []
         self.uncommitted = 0
         self._connection = connection
         self._duckdb = duckdb
@@ -69,8 +83,11 @@ class Database:
         try:
             return self._run(statement, values)
         except self._duckdb.Error as error:
-            reason = _first_line(error)
-            raise OutputError(f"the sums were not made: {reason}. TMPDIR may name a folder with more room") from error
+            raise self._without_room(error) from error
+
+    def _without_room(self, error: Exception) -> OutputError:
+        reason = _first_line(error)
+        return OutputError(f"the sums were not made: {reason}. TMPDIR may name a folder with more room")
 
     def _run(self, statement: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         found: list[tuple[Any, ...]] = self._connection.execute(statement, list(values) or None).fetchall()
@@ -79,10 +96,8 @@ class Database:
     def load_rows(self, facet: str, sources: Sequence[Source]) -> None:
         """Make the table `rows` of outputs of a facet: one for each call, or (flat) for each metric of a call.
 
-        Its `source` is the output's place among the sources. metrics: a list, of one metric in the flat shape.
-
-        Raises:
-            OutputError: a file has something that is not a row.
+        Its `source` is the output's place among the sources. metrics: a list, of one metric in the flat shape. A file
+        with something that is not a row has none there.
         """
         self.fetch(
             "CREATE OR REPLACE TABLE rows (source INTEGER, call UUID, bitlink VARCHAR, unit_reference VARCHAR, "
@@ -94,7 +109,7 @@ class Database:
                 self._insert(file, source, number)
 
     def load_failures(self, sources: Iterable[Source]) -> None:
-        """Make the table `failures` of the files `_failures.ndjson`. Raises as `load_rows`.
+        """Make the table `failures` of the files `_failures.ndjson`.
 
         A line that is no bitlink is there once, however many outputs were made of its list.
         """
@@ -103,9 +118,8 @@ class Database:
         for source in sources:
             if not source.has_failures:
                 continue
-            with self._staged(source.beside, RowFile(FAILURES, Format.NDJSON, None)) as path:
-                select = f"SELECT {', '.join(_FAILURE)} FROM {_FILE}"
-                self._insert_into("failures", select, path, _FAILURE, source.beside.path(FAILURES))
+            select = f"SELECT {', '.join(_FAILURE)} FROM {_FILE}"
+            self._add(_Target("failures", select, _FAILURE), source, RowFile(FAILURES, Format.NDJSON))
         first = "SELECT min(rowid) FROM failures WHERE kind = 'invalid' GROUP BY file, line, text"
         self.fetch(f"DELETE FROM failures WHERE kind = 'invalid' AND rowid NOT IN ({first})")
 
@@ -114,23 +128,41 @@ class Database:
             return
         shape = Shape(source.manifest.shape)
         try:
-            with self._staged(source.rows, file) as path:
-                select = _select(source.facet, shape, number, parquet=file.format is Format.PARQUET)
-                self._insert_into("rows", select, path, _json_columns(source.facet, shape), source.rows.path(file.name))
+            select = _select(source.facet, shape, number, parquet=file.format is Format.PARQUET)
+            self._add(_Target("rows", select, _json_columns(source.facet, shape)), source, file)
         except FileNotFoundError:
-            self.missing.append(source.rows.path(file.name))
+            self.missing.append(source.name_of(file.name))
 
-    def _insert_into(self, table: str, select: str, path: str, columns: dict[str, str], name: str) -> None:
-        """Insert a file's rows. name: what errors call the file."""
+    def _add(self, table: _Target, source: Source, file: RowFile) -> None:
+        """Insert a file's rows into a table, and note if they are not those that it should have."""
+        read, why = 0, ""
+        try:
+            with self._staged(source.beside if file.name == FAILURES else source.rows, file) as path:
+                read = self._insert_into(table, path)
+        except _Damaged as error:
+            why = str(error)
+        except PermissionError as error:
+            why = f"it cannot be read: {error.strerror}"
+        if not why and file.rows not in {None, read}:
+            why = f"it has {read:,}"
+        if why:
+            self.damaged.append(Damage(source.name_of(file.name), source.asked, file.rows, read, why))
+
+    def _insert_into(self, table: _Target, path: str) -> int:
+        """Insert a file's rows, and return their number."""
         for most in (_ROW_BYTES, _LONG_ROW_BYTES):
             try:
-                self._run(f"INSERT INTO {table} {select.replace(_FILE, _reader(columns, path, most))}", [path])
-                return
+                select = table.select.replace(_FILE, _reader(table.columns, path, most))
+                found = self._run(f"INSERT INTO {table.name} {select}", [path])
+                return int(found[0][0])
+            except self._duckdb.OutOfMemoryException as error:
+                raise self._without_room(error) from error
             except self._duckdb.Error as error:
+                if "No space left" in str(error):
+                    raise self._without_room(error) from error
                 if most == _LONG_ROW_BYTES or "maximum_object_size" not in str(error):
-                    why = _first_line(error).replace(path, name)
-                    text = f"{name} contains what is not a row: {why}; `harvester verify` finds all that is wrong"
-                    raise OutputError(text) from error
+                    raise _Damaged(_without_path(_first_line(error), path)) from error
+        raise AssertionError("the second try returns or raises")
 
     @contextmanager
     def _staged(self, storage: Storage, file: RowFile) -> Iterator[str]:
@@ -153,7 +185,7 @@ class Database:
             return True
         more = os.fstat(stream.fileno()).st_size - size
         if more < 0:
-            raise OutputError(f"a growing file has {-more:,} bytes less than its manifest says: it was truncated")
+            raise _Damaged(f"it has {-more:,} bytes less than the manifest says: it was truncated")
         self.uncommitted += more
         return more == 0
 
@@ -182,6 +214,13 @@ def opened_database() -> Iterator[Database]:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
+
+
+def _without_path(text: str, path: str) -> str:
+    """Return a message without the name under which a file was read."""
+    for part in (f' in file "{path}"', f': "{path}"', f": {path}"):
+        text = text.replace(part, "")
+    return text.replace(path, "it")
 
 
 def metrics_type(facet: str) -> str:

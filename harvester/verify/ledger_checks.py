@@ -60,7 +60,7 @@ class LedgerCheck:
             self._reconcile_parts(manifest, name)
         if found.ended:
             self._reconcile_counts(manifest.dataset, name)
-        if unreadable := self._ledger.history().count(None):
+        if unreadable := self._ledger.history().unreadable:
             found.remarks.append(f"the ledger's history of the runs has {unreadable} entries that cannot be read")
         found.ledger_checked = True
 

@@ -31,7 +31,7 @@ from harvester.dataset.journal import (
 from harvester.dataset.ledger import FileCheckpoint, Ledger, Part
 from harvester.dataset.manifest import WINDOW_CHECK, Manifest, PublishedPart, WindowCheck
 from harvester.dataset.part_publisher import PART_NAME
-from harvester.history import History, HistoryEntry, entry_in
+from harvester.history import History, Recorded, is_run, recorded_in, whole_runs
 from harvester.jsonlines import object_in, whole_lines
 from harvester.rows.call import CallState, Entry, Known
 from harvester.rows.decode import BadRow, HashingReader, UnreadableFile, rows_of
@@ -63,7 +63,7 @@ class Remains(NamedTuple):
     parts: list[Part]
     failures: list[bytes]
     path: str
-    history: Sequence[HistoryEntry] = ()
+    history: Recorded = Recorded()
 
     def failed_runs(self) -> Iterator[tuple[bytes, int]]:
         """Yield the failed calls, and in how many runs each has failed."""
@@ -82,8 +82,8 @@ def remains(path: str) -> Remains:
     facts = dict(rows_left(path, "facts", ("name", "value")))
     parts = {row[0]: Part(*row) for row in rows_left(path, "parts", Part._fields)}
     lines = {call: line for _, call, line in rows_left(path, "failures", ("id", "call", "line"))}
-    history = filter(None, (entry_in(text) for _, text in rows_left(path, "history", ("start", "entry"))))
-    return Remains(facts, [parts[number] for number in sorted(parts)], list(lines.values()), path, [*history])
+    history = recorded_in(rows_left(path, "history", ("kind", "start", "entry")))
+    return Remains(facts, [parts[number] for number in sorted(parts)], list(lines.values()), path, history)
 
 
 def window_facts(
@@ -317,10 +317,12 @@ class Rebuilding:
         for batch in _batches(failed_runs):
             self._ledger.set_failed_runs(batch)
 
-    def take_history(self, entries: Iterable[HistoryEntry]) -> None:
-        """Store the history of earlier runs. entries: of all sources, by the rules of History where they overlap."""
-        kept = History(entry for entry in entries if entry.has_own_time)
-        self._ledger.commit(invocation=self._invocation, history=[entry.stored for entry in kept.entries])
+    def take_history(self, sources: Sequence[Recorded]) -> None:
+        """Store the history of earlier runs, by the rules of `harvester.history` where the sources' entries overlap."""
+        times = History(entry for each in sources for entry in each.times if entry.has_own_time)
+        runs = whole_runs(entry for each in sources for entry in each.runs if is_run(entry))
+        stored = [*(run.stored for run in runs), *(entry.stored for entry in times.entries)]
+        self._ledger.commit(invocation=self._invocation, history=stored)
 
     def look_at_journals(self) -> None:
         """Count what the journals hold, and find in them the rows that are published already.

@@ -22,6 +22,7 @@ from harvester.dataset.ledger import ASKED, REFRESHING, Ledger, Part
 from harvester.dataset.manifest import Manifest, PublishedPart
 from harvester.dataset.part_publisher import PART_NAME
 from harvester.errors import OutputError, UsageError, as_output_error
+from harvester.history import Recorded
 from harvester.jsonlines import object_in, whole_lines
 from harvester.progress import AttemptCounts
 from harvester.rows.call import CallState, Entry
@@ -291,7 +292,8 @@ class _Repairing:
         with suppress(FileNotFoundError, NotADirectoryError), closing(self._sidecar_storage.open(FAILURES)) as stream:
             work.take_failures(stream)
         work.take_failed_runs(self._remains.failed_runs())
-        work.take_history([*self._remains.history, *(self._manifest.history if self._manifest else ())])
+        written = [Recorded(self._manifest.history, self._manifest.runs)] if self._manifest else []
+        work.take_history([self._remains.history, *written])
         work.look_at_journals()
 
     def _listed(self, run_id: str) -> dict[str, PublishedPart]:

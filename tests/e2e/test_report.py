@@ -14,6 +14,7 @@ from playwright.sync_api import Browser
 import harvester
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Period, query_for, query_for_period
+from harvester.dataset.manifest import DatasetCounts
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape
 from tests.conftest import Served
@@ -21,7 +22,8 @@ from tests.support.browsers import browsing, opened
 from tests.support.commands import NO_LIMITS, TOKEN
 from tests.support.in_process import command
 from tests.support.made_outputs import Row, make_output, random_rows
-from tests.support.s3_server import Case
+from tests.support.s3_server import LINKS, Case
+from tests.support.terminals import on_terminal
 
 HOSTILE = (
     "<script>told('script')</script>",
@@ -203,7 +205,10 @@ async def test_top_prints_the_same_sums_as_text_and_as_json(
     for by in ("link", "day", "country", "city", "device", "domain", "referrer-name", "domain-and-referrer"):
         assert json.loads(command(capsys, "top", out, "--by", by, "--json").out)["lines"], by
     alone = command(capsys, "top", str(tmp_path / "devices"), "--by", "country")
-    assert (alone.code, "has no facet countries; it has devices" in alone.err) == (2, True)
+    expected = f"--by country: {tmp_path}/devices has no facet countries; --by device, link can be printed"
+    assert (alone.code, expected in alone.err) == (2, True)
+    days = command(capsys, "top", str(tmp_path / "devices"), "--by", "day")
+    assert (days.code, "--by day: " in days.err, "has no days: its rows are totals" in days.err) == (2, True, True)
     assert command(capsys, "top", str(tmp_path / "devices"), "--lines", "0").code == 2
 
 
@@ -229,6 +234,189 @@ def test_an_object_store_is_read_also_by_its_layout(
     path = tmp_path / "store.html"
     assert command(capsys, "report", f"{above}/report/*/*", "--to", str(path)).code == 0
     assert "Clicks by referrer" in path.read_text()
+
+
+def test_a_folder_of_a_store_is_searched_and_a_report_is_written_there(
+    case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (case.s3.env | {"BITLY_TOKEN": TOKEN}).items():
+        monkeypatch.setenv(name, value)
+    above = f"{case.out}/below"
+    for day in ("2026-11-21", "2026-11-22"):
+        out, work = f"{above}/devices/dt={day}", str(case.work / day)
+        words = ("run", str(case.links), "--out", out, "--work-dir", work, "--base-url", case.served.url, *NO_LIMITS)
+        assert command(capsys, *words, "--facet", "devices", "--day", day, "--quiet").code == 0
+    bucket = case.out.removesuffix(f"/{case.prefix}")
+    found = [
+        json.loads(command(capsys, "top", out, "--json").out)
+        for out in (above, f"{above}/", f"{above}/*", f"{bucket}/*/{case.prefix.split('/')[1]}/below/devices/dt=*")
+    ]
+    assert found[1:] == found[:1] * 3
+    assert found[0]["links"] == len(LINKS)
+    assert command(capsys, "report", "s3://*/x").err.startswith(
+        "harvester: s3://*/x: a pattern stands for prefixes of one"
+    )
+    nothing = command(capsys, "report", f"{above}/nothing")
+    assert (nothing.code, "neither it nor a folder below it has a _manifest.json" in nothing.err) == (2, True)
+    store = case.s3.store(f"{case.prefix}/below")
+    path = f"{above}/report.html"
+    for _ in range(2):  # a report is replaced
+        assert command(capsys, "report", above, "--to", path).out == f"wrote {path}\n"
+    response = store.get("report.html")
+    assert response.attributes["Content-Type"] == "text/html; charset=utf-8"
+    assert b"Clicks by device" in bytes(response.bytes())
+    store.put("notes.html", b"mine")
+    refused = command(capsys, "report", above, "--to", f"{above}/notes.html")
+    assert (refused.code, "exists, and is not a report" in refused.err) == (2, True)
+    assert bytes(store.get("notes.html").bytes()) == b"mine"
+    assert "--to" in command(capsys, "report", above, "--to", f"{above}/").err
+
+
+async def test_a_link_stays_and_the_report_that_it_leads_to_is_written(
+    tmp_path: Path, serve: Callable[..., Served], capsys: pytest.CaptureFixture[str]
+) -> None:
+    await harvested(serve(), out := str(tmp_path / "out"))
+    link, file = tmp_path / "link.html", tmp_path / "real.html"
+    link.symlink_to(file)
+    for _ in range(2):
+        assert command(capsys, "report", out, "--to", str(link)).code == 0
+        assert link.is_symlink()
+        assert file.read_bytes().startswith(b"<!doctype html>")
+    file.write_text("mine")
+    assert command(capsys, "report", out, "--to", str(link)).code == 2
+    assert file.read_text() == "mine"
+    missing = command(capsys, "report", out, "--to", str(tmp_path / "nodir/x.html"))
+    assert (missing.code, f"the folder {tmp_path}/nodir does not exist; make it first" in missing.err) == (2, True)
+    folder = command(capsys, "report", out, "--to", str(tmp_path))
+    assert (folder.code, "is a folder: name a file in it" in folder.err) == (2, True)
+
+
+def test_names_that_the_shell_has_put_for_a_pattern_are_an_error_that_says_quotes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("report", "top"):
+        done = command(capsys, name, "lake/a", "lake/b")
+        assert (done.code, "lake/b is one argument too many: put a pattern in quotes" in done.err) == (2, True)
+    assert "quotes" not in command(capsys, "status", "lake/a", "lake/b").err
+
+
+def test_of_damaged_parts_the_report_shows_the_rest_and_says_so_on_top(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = query_for("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
+    for place, name in enumerate(("whole", "broken & torn")):
+        rows = [Row(f"bit.ly/{name[0]}{n}", [{"value": "direct", "clicks": 5}]) for n in range(10 + place)]
+        make_output(tmp_path / "lake" / name, query, rows)
+    part = next((tmp_path / "lake/broken & torn").glob("part-*"))
+    part.write_bytes(part.read_bytes()[:50])
+    path, lake = tmp_path / "report.html", str(tmp_path / "lake")
+    done = command(capsys, "report", lake, "--to", str(path))
+    assert done.code == 8
+    assert f"harvester: broken & torn/{part.name} should have 11 rows, and cannot be read as it is: " in done.err
+    assert f"`harvester verify '{lake}/broken & torn'` says what is wrong." in done.err
+    text = path.read_text()
+    assert text.index("1 file is damaged. These sums lack 11 of 21 rows.") < text.index("<dt>Links</dt><dd>10</dd>")
+    assert "broken &amp; torn/part-" in text
+    assert re.search("<code>harvester verify &#x27;[^<]*/lake/broken &amp; torn&#x27;</code> says", text)
+    assert len(harvester.report(lake).damaged) == 1
+    assert command(capsys, "report", lake, "--to", "-").code == 8
+    top = command(capsys, "top", lake, "--json")
+    assert (top.code, json.loads(top.out)["clicks"], len(json.loads(top.out)["damaged"])) == (8, 50, 1)
+    assert command(capsys, "verify", f"{lake}/broken & torn").code == 8
+
+
+def test_rows_that_lack_clicks_are_told_at_the_pictures_and_below_the_table_of_top(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = [{"value": name, "clicks": 5} for name in "ab"]
+    rows = [Row("bit.ly/a", metrics), Row("bit.ly/b", metrics[:1], units_returned=7), Row("bit.ly/c", metrics[:1])]
+    out = make_output(tmp_path / "out", query_for("referrers", "day", 30, "2026-11-23T06:00:00Z", 2), rows)
+    note = (
+        "Of 3 rows of the facet referrers, 1 is truncated and 1 is clipped: there were more clicks than are shown here."
+    )
+    text = harvester.report(out).html
+    sections = dict(re.findall(r"<h2 id=\"s\d+\">(.*?)</h2>(.*?)</section>", text, re.DOTALL))
+    told = {title for title, content in sections.items() if f'<p class="note">{note}</p>' in content}
+    assert told == {"Clicks by referrer", "Links with most clicks", "How clicks spread over links"}
+    assert command(capsys, "top", str(out)).out.splitlines()[-1] == note
+    whole = make_output(tmp_path / "whole", query_for("referrers", "day", 30, "2026-11-23T06:00:00Z", 50), rows[2:])
+    assert '<p class="note">' not in harvester.report(whole).html
+    assert "truncated" not in command(capsys, "top", str(whole)).out
+
+
+def test_answers_that_are_in_no_part_yet_are_told_at_the_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query, counts = (
+        query_for("referrers", "day", -1, "2026-11-23T06:00:00Z", 50),
+        DatasetCounts(500, 448, 0, 0, 52, 0, 0),
+    )
+    out = make_output(tmp_path / "out", query, [], dataset=counts, ended=None, complete=False)
+    text = harvester.report(out).html
+    for name in ("Links", "Clicks", "Rows"):
+        assert f'<dt>{name}</dt><dd>0</dd><dd class="note">448 answers not in the parts yet</dd>' in text
+    done = command(capsys, "top", str(out), "--by", "link")
+    warning = "warning: 448 rows are not in the parts yet, and not added up: a run ends by publishing all\n"
+    assert (done.code, done.err) == (0, warning)
+    assert "must name a bucket" in command(capsys, "top", "s3://").err
+
+
+def test_a_report_is_under_a_mebibyte_whatever_was_carried_and_however_many_outputs_there_are(tmp_path: Path) -> None:
+    text = "".join(chr(0x4E00 + number) for number in range(1000))
+    carried = {f"{text[n]}欄{n}": text[n:] + text[:n] for n in range(40)}
+    rows = [
+        Row(f"bit.ly/{n}", [{"value": f"https://{text[n % 900 :][:90]}/{n}", "clicks": n}], carried)
+        for n in range(1000)
+    ]
+    for facet in ("referrers", "referrer_name", "referring_domains"):
+        make_output(tmp_path / "lake" / facet, query_for(facet, "day", -1, "2026-11-23T06:00:00Z", 50), rows)
+    html = harvester.report(tmp_path / "lake").html
+    assert 500_000 < len(html.encode()) < 2**20
+    assert "Values of carried columns are shortened to 48 characters; the rows have all of them." in html
+    assert re.search(r"[\d,]+ more lines are left out to keep this file small\.", html)
+    assert "34 more carried columns are not shown." in html
+    for number in range(400):
+        name = f"{text[number:][:60]}-{number}"
+        make_output(tmp_path / "many" / name, query_for("devices", "day", -1, "2026-11-23T06:00:00Z", 50), [])
+    assert len(harvester.report(tmp_path / "many").html.encode()) < 2**19
+
+
+@pytest.mark.parametrize(("columns", "titles"), [(90, "Link Clicks Share campaign"), (50, "Link Clicks")])
+def test_a_terminal_gets_as_many_columns_as_it_is_wide_and_links_are_whole(
+    tmp_path: Path, columns: int, titles: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # which would count for more than the terminal's size
+    link = f"bit.ly/{'x' * 29}"
+    rows = [Row(link, [{"value": "direct", "clicks": 5}], {"campaign": "Spring sale"})]
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), rows)
+    with on_terminal("top", str(out), "--by", "link", columns=columns, new_interpreter=True) as terminal:
+        terminal.until(lambda: "campaign" in terminal.everything())
+        assert terminal.end() == 0
+        lines, everything = terminal.lines, terminal.everything()
+    assert " ".join(lines[0].split()) == titles
+    assert [line for line in lines if line.startswith(link)]
+    narrow = "Not shown on this terminal: Share, campaign."
+    assert (narrow in everything) == (columns == 50), everything
+
+
+def test_a_name_that_is_empty_blank_or_unknown_is_called_the_same_everywhere(tmp_path: Path) -> None:
+    names = ["", "   ", "direct"]
+    rows = [Row(f"bit.ly/{n}", [{"value": name, "clicks": 5}]) for n, name in enumerate(names)]
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, "2026-11-23T06:00:00Z", 50), rows)
+    text = harvester.report(out).html
+    for name in ("(empty)", "(blank)"):
+        assert f"<bdi>{name}</bdi>" in text
+        assert len(re.findall(f">{re.escape(name)}</text>", text)) == 2  # in the wide and in the narrow picture
+    assert ">unknown</text>" not in text
+
+
+def test_others_have_no_bar_where_it_would_dwarf_those_with_a_name(tmp_path: Path) -> None:
+    query = query_for("referrers", "day", -1, "2026-11-23T06:00:00Z", 50)
+    for others, drawn in ((14, True), (400, False)):
+        rows = [Row(f"bit.ly/{n}", [{"value": f"https://{n}.example", "clicks": 5}]) for n in range(others)]
+        text = harvester.report(make_output(tmp_path / str(others), query, rows)).html
+        assert (">others</text>" in text) == drawn
+        assert f"{others - 12} others have {5 * (others - 12):,} clicks" in text
 
 
 def test_an_output_without_rows_has_a_report(tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ async def test_the_sums_are_those_of_the_run(bitly: Scripted, quick_path: Path, 
     assert (found["throttled"], found["network_errors"]) == (content["attempts"]["throttled"], 0)
     assert found["server_errors"] >= 4 * 2 + 1
     assert found["waited for outage"] > 0
-    assert {entry["invocation"] for entry in content["history"]} == {1}
+    (run,) = content["runs"]
+    assert sums([run]) == {name: number for name, number in found.items() if not name.startswith("waited")}
+    assert content["started"] <= run["started"] <= run["until"] <= content["ended"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -135,7 +137,7 @@ def test_a_run_that_is_killed_has_recorded_what_it_committed_and_the_next_adds_t
         case.killed(kill * len(LINKS) // 4)
         with closing(Ledger(str(case.private / "ledger.sqlite"), read_only=True)) as ledger:
             totals, committed = ledger.totals(), int(ledger.facts().get("total", 0))
-            found = sums([entry.to_json() for entry in ledger.history() if entry])
+            found = sums([entry.to_json() for entry in ledger.history().times])
         # Those that have no connection yet may turn out not to have been sent.
         assert committed - lost - 5 <= found["attempts"] <= committed
         assert totals.rows + totals.refused - unrecorded <= found["answers"] <= totals.rows + totals.refused
@@ -143,14 +145,30 @@ def test_a_run_that_is_killed_has_recorded_what_it_committed_and_the_next_adds_t
     case.finish(asked_again=15)
     content = manifest(case.out)
     assert check_sums(content, lost=lost)["attempts"] > 0
-    assert content["history"][-1]["invocation"] == 4
+    assert [run["number"] for run in content["runs"]] == [1, 2, 3, 4]
+    assert sums(content["runs"])["answers"] == sums(content["history"])["answers"]
+
+
+def test_each_run_has_its_own_numbers_also_one_without_a_request(tmp_path: Path, serve: Callable[..., Served]) -> None:
+    """All within a minute or two: the time belongs to all of them, the counts to each."""
+    case = Case(tmp_path, serve())
+    for most in (30, 60):
+        assert harvester(*case.command, "--max-calls", str(most)).returncode == 9
+    for _ in range(2):
+        case.finish()
+    content = manifest(case.out)
+    told = [(run["number"], run.get("attempts", 0), run.get("answers", 0)) for run in content["runs"]]
+    assert told == [(1, 30, 30), (2, 60, 60), (3, len(LINKS) - 90, len(LINKS) - 90), (4, 0, 0)]
+    moments = [moment for run in content["runs"] for moment in (run["started"], run["until"])]
+    assert moments == sorted(moments)
+    check_sums(content)
 
 
 @pytest.mark.parametrize("spoil", [remove_ledger, damage_ledger])
 def test_repair_keeps_the_history(tmp_path: Path, serve: Callable[..., Served], spoil: Callable[[Case], None]) -> None:
     case = Case(tmp_path, serve())
     assert harvester(*case.command, "--max-calls", "90").returncode == 9
-    before = manifest(case.out)["history"]
+    before, runs = manifest(case.out)["history"], manifest(case.out)["runs"]
     spoil(case)
     case.repair("--apply")
     assert harvester("verify", str(case.out)).returncode == 0
@@ -158,6 +176,7 @@ def test_repair_keeps_the_history(tmp_path: Path, serve: Callable[..., Served], 
     content = manifest(case.out)
     found = check_sums(content)
     assert sums(before)["answers"] == 90
+    assert content["runs"][:-1] == runs
     assert found["answers"] == len(LINKS)
 
 
@@ -167,7 +186,7 @@ def test_an_entry_that_cannot_be_read_is_noted_by_verify_and_left_out_by_the_nex
     case = Case(tmp_path, serve())
     assert harvester(*case.command, "--max-calls", "90").returncode == 9
     with closing(sqlite3.connect(case.private / "ledger.sqlite")) as db, db:
-        db.execute("INSERT INTO history VALUES (60, '{')")
+        db.execute("INSERT INTO history VALUES ('time', 60, '{')")
     checked = harvester("verify", str(case.out))
     assert checked.returncode == 0
     assert "history of the runs has 1 entries that cannot be read" in checked.stdout
@@ -179,5 +198,5 @@ def test_status_has_the_history_for_programs(tmp_path: Path, serve: Callable[...
     case = Case(tmp_path, serve())
     case.finish()
     told = json.loads(harvester("status", str(case.out), "--json").stdout)
-    assert told["history"] == manifest(case.out)["history"]
+    assert (told["history"], told["runs"]) == (manifest(case.out)["history"], manifest(case.out)["runs"])
     assert sums(told["history"])["answers"] == len(LINKS)

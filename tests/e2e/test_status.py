@@ -109,9 +109,18 @@ WRITTEN: dict[str, Any] = {
     "parts": [{"path": "part-0.ndjson", "rows": 990, "calls": 990, "bytes": 400000, "sha256": "00"}],
     "window_check": None,
     "refresh": None,
+    "runs": [
+        {
+            "number": 1,
+            "started": "2026-11-23T13:00:00Z",
+            "until": "2026-11-23T13:40:00Z",
+            "attempts": 995,
+            "answers": 990,
+        },
+        {"number": 2, "started": "2026-11-23T14:00:00Z", "until": "2026-11-23T14:04:20Z", "attempts": 10, "answers": 9},
+    ],
     "history": [
         {
-            "invocation": 2,
             "start": "2026-11-23T14:04:00Z",
             "seconds": 60,
             "attempts": 10,

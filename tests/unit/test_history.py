@@ -13,11 +13,18 @@ from harvester.history import (
     DAY_SECONDS,
     HOUR_SECONDS,
     MINUTE_SECONDS,
+    MOST_RUNS,
     History,
     HistoryEntry,
+    Recorded,
+    RunEntry,
+    StoredEntry,
     added_up,
-    entry_in,
+    begun_run,
+    errors_in,
     history_to_json,
+    recorded_in,
+    whole_runs,
     with_limits,
 )
 from harvester.jsonlines import from_json
@@ -28,8 +35,13 @@ MOST_ENTRIES = 25 * 60 + 15 * 24 + 122 + 12
 """In a year: the minutes of a day and an hour, the hours of two weeks, the days of a quarter, and months."""
 
 
-def done(attempts: int = 1, invocation: int = 1, **more: object) -> HistoryEntry:
-    return HistoryEntry(invocation, "", 0, attempts, **more)  # type: ignore[arg-type]
+def done(attempts: int = 1, **more: object) -> HistoryEntry:
+    return HistoryEntry("", 0, attempts, **more)  # type: ignore[arg-type]
+
+
+def read(*stored: StoredEntry) -> Recorded:
+    """What the ledger gives back of entries that were stored."""
+    return recorded_in((entry.kind, entry.start, entry.text) for entry in stored)
 
 
 def starts(history: History) -> list[tuple[int, int]]:
@@ -90,16 +102,16 @@ def test_an_entry_that_waits_for_its_commit_is_written_once_and_in_place_of_thos
         (0, 3600),
         (2 * DAY_SECONDS, 2 * DAY_SECONDS + 60),
     ]
-    assert [entry_in(stored.text) for stored in changed] == list(history.entries)
+    assert read(*changed) == (history.entries, (), 0)
 
 
 def test_a_clock_that_is_set_back_adds_to_the_entry_of_that_time() -> None:
     history = History()
     history.add(MIDNIGHT + 30, done(waits={"pace": 50.0}))
     history.add(MIDNIGHT + 90, done())
-    history.add(MIDNIGHT + 10, done(invocation=2, waits={"pace": 30.0, "hour": 20.0}))
+    history.add(MIDNIGHT + 10, done(waits={"pace": 30.0, "hour": 20.0}))
     assert starts(history) == [(0, 60), (60, 60)]
-    assert (history.entries[0].attempts, history.entries[0].invocation) == (2, 2)
+    assert history.entries[0].attempts == 2
     assert history.entries[0].waits == {"pace": 48.0, "hour": 12.0}  # the minute has 60 s, though 100 were waited
     history.add(MIDNIGHT + 3 * DAY_SECONDS, done())
     history.add(MIDNIGHT + 600, done())
@@ -125,12 +137,12 @@ def test_under_any_clock_entries_never_overlap_and_lose_nothing(jumps: list[tupl
         for minute in range(minutes):
             history.add(at + 60.0 * minute, done())
         attempts += minutes
-        for start, end, text in history.take_changed():  # as the ledger does it
+        for _, start, end, text in history.take_changed():  # as the ledger does it
             kept = {other: row for other, row in kept.items() if not start <= other < end}
             kept[start] = (end, text)
     assert never_overlap(history.entries)
     assert sum(entry.attempts for entry in history.entries) == attempts
-    assert [entry_in(text) for _, (_, text) in sorted(kept.items())] == list(history.entries)
+    assert recorded_in(("time", start, text) for start, (_, text) in sorted(kept.items())).times == history.entries
 
 
 def test_of_entries_that_overlap_the_longer_and_then_the_fuller_count() -> None:
@@ -156,24 +168,62 @@ def test_the_last_limits_count_where_entries_are_added_up() -> None:
         {"attempts": "3"},
         {"waits": {"hour": "long"}},
         {"limits": [100]},
-        {"invocation": None},
     ],
 )
-def test_an_entry_of_another_form_is_none(change: dict[str, object]) -> None:
-    entry = HistoryEntry(1, "2026-11-27T20:16:00Z", 60, 5, waits={"hour": 3.5}, limits={"minute": 100})
-    assert entry_in(orjson.dumps(entry.to_json())) == entry
-    assert entry_in(orjson.dumps(entry.to_json() | change)) is None
+def test_an_entry_of_another_form_is_counted_as_unreadable(change: dict[str, object]) -> None:
+    entry = HistoryEntry("2026-11-27T20:16:00Z", 60, 5, waits={"hour": 3.5}, limits={"minute": 100})
+    assert read(entry.stored) == ((entry,), (), 0)
+    assert recorded_in([("time", 0, orjson.dumps(entry.to_json() | change))]) == ((), (), 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"number": 0}, {"number": -1}, {"number": "7"}, {"runs": 0}, {"runs": 9}, {"started": "then"}, {"until": None}],
+)
+def test_a_run_of_another_form_is_counted_as_unreadable(change: dict[str, object]) -> None:
+    run = RunEntry(7, "2026-11-27T20:16:01Z", "2026-11-27T20:16:02Z", 2, 5, not_sent=1)
+    assert read(run.stored) == ((), (run,), 0)
+    assert recorded_in([("run", 0, orjson.dumps(run.to_json() | change))]) == ((), (), 1)
 
 
 def test_what_is_no_json_object_is_no_entry() -> None:
-    assert [entry_in(text) for text in ("", "{", "[]", "null", b"\xff")] == [None] * 5
+    rows = [("time", 0, text) for text in ("", "{", "[]", "null", b"\xff")]
+    assert recorded_in([*rows, ("another", 0, "{}"), (None, 0, 7)]) == ((), (), 7)
+
+
+def test_runs_are_one_entry_each_and_the_oldest_of_many_are_one_together() -> None:
+    kept = dict[int, StoredEntry]()
+    for number in range(1, MOST_RUNS + 51):
+        runs = read(*(kept[start] for start in sorted(kept))).runs
+        for stored in begun_run(runs, number):  # as the ledger does it
+            kept = {start: entry for start, entry in kept.items() if not stored.start <= start < stored.end}
+            kept[stored.start] = stored
+        began = read(kept[number]).runs[0]
+        kept[number] = RunEntry(number, began.started, began.until, attempts=number, answers=1).stored
+    runs = read(*(kept[start] for start in sorted(kept))).runs
+    assert (runs[0].first, runs[0].number, runs[0].runs, runs[0].answers) == (1, 50, 50, 50)
+    assert [run.number for run in runs[1:]] == list(range(51, MOST_RUNS + 51))
+    assert sum(run.attempts for run in runs) == sum(range(1, MOST_RUNS + 51))
+    assert sum(len(orjson.dumps(run.to_json())) + 6 for run in runs) < 40_000
+
+
+def test_of_runs_that_overlap_those_of_more_runs_and_then_the_fuller_count() -> None:
+    moment = "2026-11-27T20:16:01Z"
+    older = [RunEntry(number, moment, moment, attempts=2) for number in range(1, 7)]
+    together = RunEntry(3, moment, moment, 3, attempts=6)
+    fuller = RunEntry(5, moment, moment, attempts=9)
+    found = whole_runs([*older, together, fuller, RunEntry(2, moment, moment, 2, attempts=4)])
+    assert found == (together, older[3], fuller, older[5])
+
+
+def test_an_attempt_that_was_not_sent_is_no_error_of_a_request() -> None:
+    assert errors_in(done(server_errors=2, network_errors=5, not_sent=3)) == 4
 
 
 def test_counts_of_nothing_are_left_out() -> None:
     history = History()
     history.add(MIDNIGHT, done(0, waits={"list": 1.5}))
     assert history.entries[0].to_json() == {
-        "invocation": 1,
         "start": iso_second(MIDNIGHT),
         "seconds": MINUTE_SECONDS,
         "waits": {"list": 1.5},

@@ -110,3 +110,14 @@ def test_an_index_that_lacks_calls_is_damage(tmp_path: Path, monkeypatch: pytest
         file.connection.execute(damage)
     with ledger(path) as opened, pytest.raises(OutputError, match="its index lacks calls"):
         opened.check()
+
+
+def test_a_run_has_its_entry_in_the_history_from_its_start_on(tmp_path: Path) -> None:
+    """Also one that ends before it has anything to commit."""
+    with closing(Ledger(str(tmp_path / "ledger.sqlite"))) as ledger:
+        ledger.create({})
+        assert [ledger.begin_invocation() for _ in range(3)] == [1, 2, 3]
+        found = ledger.history()
+    assert [run.number for run in found.runs] == [1, 2, 3]
+    assert all(run.started == run.until for run in found.runs)
+    assert (found.times, found.unreadable) == ((), 0)

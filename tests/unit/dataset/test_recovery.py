@@ -371,7 +371,7 @@ def test_a_ledger_of_another_version_is_refused(quick_path: Path, form: str) -> 
         settle(store, "a")
         keep(store)
         store.ledger.replace_facts({"schema": 2})
-    message = "schema 2, and this harvester supports 5; use the one that made it"
+    message = "schema 2, and this harvester supports 6; use the one that made it"
     with pytest.raises(OutputError, match=message), dataset(out):
         pass
     with pytest.raises(OutputError, match=message), peek(resolve(str(out)), QUERY):

@@ -52,7 +52,7 @@ def test_each_file_is_written_and_uploaded(sidecars: Sidecars, store: Store, tmp
     sidecars.write_success()
     for folder in ("local", "store"):
         assert (tmp_path / folder / FAILURES).read_bytes() == b"a\nb\n"
-        assert json.loads((tmp_path / folder / MANIFEST).read_bytes()) == {"n": 1, "history": []}
+        assert json.loads((tmp_path / folder / MANIFEST).read_bytes()) == {"n": 1, "runs": [], "history": []}
         assert (tmp_path / folder / SUCCESS).read_bytes() == b""
     assert store.asked == [(FAILURES, False), (MANIFEST, True)]
     sidecars.delete_success()
@@ -73,7 +73,7 @@ def test_a_store_that_is_away_costs_one_warning_and_gets_all_of_it_later(
     store.asked.clear()
     sidecars.write_manifest({"n": 3}, last=False)
     assert store.asked == [(FAILURES, False), (MANIFEST, False)]  # the manifest last, as it speaks of the others
-    assert json.loads((tmp_path / "store" / MANIFEST).read_bytes()) == {"n": 3, "history": []}
+    assert json.loads((tmp_path / "store" / MANIFEST).read_bytes()) == {"n": 3, "runs": [], "history": []}
     sidecars.write_manifest({"n": 4}, last=False)
     assert [name for name, _ in store.asked] == [FAILURES, MANIFEST, MANIFEST]
     store.away = OutputError("away again")

@@ -4,7 +4,7 @@ import pytest
 
 from harvester.budget.limits import Limits
 from harvester.clock import iso_second
-from harvester.history import Activity, HistoryEntry, entry_in
+from harvester.history import Activity, HistoryEntry, Recorded, RunEntry, StoredEntry, recorded_in
 from harvester.run.recorder import Recorder
 
 BEGAN = 1_795_824_000 // 60 * 60
@@ -28,8 +28,13 @@ def clocks() -> Clocks:
     return Clocks()
 
 
-def recorder(clocks: Clocks, kept: tuple[HistoryEntry, ...] = (), invocation: int = 1) -> Recorder:
-    return Recorder(kept, invocation, lambda: clocks.wall, lambda: clocks.steady)
+def recorder(clocks: Clocks, kept: Recorded | None = None, invocation: int = 1) -> Recorder:
+    return Recorder(kept or Recorded(), invocation, lambda: clocks.wall, lambda: clocks.steady)
+
+
+def read(stored: list[StoredEntry]) -> Recorded:
+    """What the ledger gives back of entries that were stored."""
+    return recorded_in((entry.kind, entry.start, entry.text) for entry in stored)
 
 
 def test_what_was_done_since_the_last_look_belongs_to_the_present_minute(clocks: Clocks) -> None:
@@ -38,8 +43,8 @@ def test_what_was_done_since_the_last_look_belongs_to_the_present_minute(clocks:
     clocks.pass_by(60)
     found.see(Activity(attempts=15, answers=9, failed=1, retries=4), None, LIMITS)
     assert found.entries == (
-        HistoryEntry(1, iso_second(BEGAN), 60, 10, 8, limits=IN_WORDS),
-        HistoryEntry(1, iso_second(BEGAN + 60), 60, 5, 1, failed=1, retries=4, limits=IN_WORDS),
+        HistoryEntry(iso_second(BEGAN), 60, 10, 8, limits=IN_WORDS),
+        HistoryEntry(iso_second(BEGAN + 60), 60, 5, 1, failed=1, retries=4, limits=IN_WORDS),
     )
 
 
@@ -66,7 +71,7 @@ def test_a_minute_in_which_nothing_happens_has_no_entry(clocks: Clocks) -> None:
         clocks.pass_by(1)
         found.see(Activity(), None, LIMITS)
     assert found.entries == ()
-    assert found.take_changed(Activity(), LIMITS) == []
+    assert read(found.take_changed(Activity(), LIMITS)).times == ()
 
 
 def test_a_wait_without_a_commit_is_kept_for_the_next_one_and_takes_little_memory(clocks: Clocks) -> None:
@@ -76,8 +81,7 @@ def test_a_wait_without_a_commit_is_kept_for_the_next_one_and_takes_little_memor
         found.see(Activity(), "reader", LIMITS)
     changed = found.take_changed(Activity(), LIMITS)
     assert len(changed) < 10 * 24 + 25 * 60
-    entries = [entry for stored in changed if (entry := entry_in(stored.text))]
-    assert sum(entry.waits["reader"] for entry in entries) == pytest.approx(10 * 86400)
+    assert sum(entry.waits["reader"] for entry in read(changed).times) == pytest.approx(10 * 86400)
 
 
 def test_a_count_that_goes_back_is_waited_for(clocks: Clocks) -> None:
@@ -94,11 +98,36 @@ def test_the_next_run_adds_to_what_was_committed(clocks: Clocks) -> None:
     found.see(Activity(5), None, LIMITS)
     committed = found.take_changed(Activity(5), LIMITS)
     found.see(Activity(9), None, LIMITS)  # killed before the next commit
-    kept = tuple(entry for stored in committed if (entry := entry_in(stored.text)))
-    resumed = recorder(clocks, kept, invocation=2)
+    resumed = recorder(clocks, read(committed), invocation=2)
     resumed.see(Activity(3), None, LIMITS)
-    assert resumed.entries == (HistoryEntry(2, iso_second(BEGAN), 60, 8, limits=IN_WORDS),)
-    assert len(resumed.take_changed(Activity(3), LIMITS)) == 1
+    assert resumed.entries == (HistoryEntry(iso_second(BEGAN), 60, 8, limits=IN_WORDS),)
+    assert len(read(resumed.take_changed(Activity(3), LIMITS)).times) == 1
+
+
+def test_runs_of_one_minute_have_their_own_counts_start_and_end(clocks: Clocks) -> None:
+    found = recorder(clocks)
+    clocks.pass_by(10)
+    committed = found.take_changed(Activity(5, answers=4), LIMITS)
+    clocks.pass_by(10)
+    found.see(Activity(9), None, LIMITS)  # killed before the next commit
+    clocks.pass_by(10)
+    resumed = recorder(clocks, read(committed), invocation=2)
+    clocks.pass_by(5)
+    resumed.see(Activity(3), None, LIMITS)
+    assert resumed.runs == (
+        RunEntry(1, iso_second(BEGAN), iso_second(BEGAN + 10), attempts=5, answers=4),
+        RunEntry(2, iso_second(BEGAN + 30), iso_second(BEGAN + 35), attempts=3),
+    )
+
+
+def test_a_run_that_sends_nothing_has_its_start_and_end(clocks: Clocks) -> None:
+    found = recorder(clocks)
+    clocks.pass_by(100)
+    assert read(found.take_changed(Activity(), LIMITS)).runs == (
+        RunEntry(1, iso_second(BEGAN), iso_second(BEGAN + 100)),
+    )
+    clocks.wall -= 7200
+    assert found.runs[0].until == iso_second(BEGAN)
 
 
 def test_a_clock_that_is_set_changes_no_wait(clocks: Clocks) -> None:

@@ -17,6 +17,8 @@ import harvester
 from harvester.bitly.facets import FACETS, FieldKind
 from harvester.bitly.query import Period, query_for, query_for_period
 from harvester.config.placeholders import layout_patterns
+from harvester.dataset import manifest as manifests
+from harvester.dataset.manifest import DatasetCounts
 from harvester.progress import RefreshCounts
 from harvester.rows.encode import Format
 from harvester.rows.schema import Shape, shortfall_of
@@ -158,7 +160,7 @@ def test_outputs_of_another_window_are_left_out_and_named(tmp_path: Path) -> Non
     make_output(tmp_path / "all", query_for("referrers", "day", -1, REFERENCE, 50), rows, failures=[gone])
     found = sums_at(tmp_path)
     assert (found.facets[0].clicks, found.without_row) == (10, {})
-    assert [text.startswith(str(tmp_path / "all")) for text in found.left_out] == [True]
+    assert [text.startswith("all is left out: its window") for text in found.left_out] == [True]
 
 
 def test_a_growing_file_is_read_up_to_what_is_committed_and_a_torn_line_is_named(tmp_path: Path) -> None:
@@ -173,15 +175,110 @@ def test_a_growing_file_is_read_up_to_what_is_committed_and_a_torn_line_is_named
     assert torn.facets == whole.facets
     assert torn.left_out == ("18 bytes at the end of a growing file are not committed yet, and not added up",)
     out.write_bytes(out.read_bytes()[:100])
-    with pytest.raises(harvester.OutputError, match="it was truncated"):
-        sums_at(out)
+    cut = sums_at(out)
+    assert cut.facets[0].rows == 0
+    (damage,) = cut.damaged
+    assert (damage.name, damage.rows, damage.read) == (str(out), len(rows), 0)
+    assert damage.why.endswith("bytes less than the manifest says: it was truncated")
 
 
-def test_what_is_no_row_is_an_error_that_names_its_file(tmp_path: Path) -> None:
-    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), [])
+@pytest.mark.parametrize("form", FORMS)
+def test_of_damaged_files_the_rest_is_added_up_and_they_are_named_with_their_rows(
+    tmp_path: Path, form: tuple[Format, Shape]
+) -> None:
+    query = query_for("referrers", "day", -1, REFERENCE, 50)
+    lost, kept = random_rows("referrers", 1), random_rows("referrers", 2)
+    part = next(make_output(tmp_path / "damaged", query, lost, form).glob("part-*"))
+    make_output(tmp_path / "kept", replace(query, unit_reference="2026-11-22T06:00:00Z"), kept, form)
+    expected = of_facet(tmp_path / "kept")
+    damaged = part.read_bytes()
+    for content in (b"no row", damaged[: len(damaged) // 2], damaged[:-9] + b"\x00" * 9):
+        part.write_bytes(content)
+        found = sums_at(tmp_path)
+        (damage,) = found.damaged
+        assert (damage.name, damage.output) == (f"damaged/{part.name}", str(tmp_path / "damaged"))
+        assert damage.rows == manifests.read(str(tmp_path / "damaged")).content.parts[0].rows
+        assert damage.why
+        assert "harvester-report-" not in damage.why  # a path of ours
+        if damage.read == 0:
+            assert replace(found.facets[0], outputs=expected.outputs) == expected
+
+
+def test_a_part_with_fewer_or_more_rows_than_its_manifest_says_is_damaged(tmp_path: Path) -> None:
+    rows, form = random_rows("referrers", 1), (Format.NDJSON, Shape.NESTED)
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), rows, form)
     part = next(out.glob("part-*"))
-    part.write_bytes(b"not gzip")
-    with pytest.raises(harvester.OutputError, match=f"{part.name} contains what is not a row"):
+    lines = part.read_bytes().splitlines(keepends=True)
+    for content in (lines[:-2], [*lines, lines[0]]):
+        part.write_bytes(b"".join(content))
+        (damage,) = sums_at(out).damaged
+        assert (damage.rows, damage.read, damage.why) == (len(rows), len(content), f"it has {len(content)}")
+
+
+def test_a_list_of_failures_that_is_damaged_is_named(tmp_path: Path) -> None:
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), random_rows("referrers", 1))
+    (out / "_failures.ndjson").write_bytes(b"{no json\n")
+    found = sums_at(out)
+    assert found.facets[0].rows > 0
+    assert [(each.name, each.rows) for each in found.damaged] == [(f"{out}/_failures.ndjson", None)]
+
+
+def test_rows_that_are_in_no_part_yet_are_named(tmp_path: Path) -> None:
+    counts = DatasetCounts(500, 448, 0, 0, 52, 0, 0)
+    out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), [], dataset=counts)
+    assert sums_at(out).left_out == (
+        "448 rows are not in the parts yet, and not added up: a run ends by publishing all",
+    )
+
+
+def test_outputs_are_called_by_their_paths_below_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for day in ("2026-11-21", "2026-11-22"):
+        query = query_for_period("referrers", Period("day", date.fromisoformat(day)), 50)
+        make_output(tmp_path / "lake/referrers" / f"dt={day}", query, [])
+
+    def names(out: str) -> list[tuple[str, str]]:
+        return [(source.name, source.asked) for source in sources_at(out, layout_patterns("OUT", out)).found]
+
+    days = ["dt=2026-11-21", "dt=2026-11-22"]
+    below = [(f"referrers/{day}", f"lake/referrers/{day}") for day in days]
+    assert names("lake") == names("lake/") == names("lake/{facet}/dt=*") == names("lake/*/*") == below
+    assert names("*/*/dt=*") == [(f"lake/referrers/{day}", f"lake/referrers/{day}") for day in days]
+    assert names("lake/referrers") == [(day, f"lake/referrers/{day}") for day in days]
+    one = "lake/referrers/dt=2026-11-21"
+    assert names(one) == [(one, one)]
+    assert names(f"{tmp_path}/lake/*/dt=*") == [
+        (f"referrers/{day}", f"{tmp_path}/lake/referrers/{day}") for day in days
+    ]
+
+
+@pytest.mark.parametrize(
+    ("out", "expected"),
+    [
+        ("nowhere", "nowhere does not exist: give the run's --out"),
+        ("empty", "no output was found at empty: neither it nor a folder below it has a _manifest.json; give"),
+        ("list.csv", "list.csv is a file, and not an output of a run; give"),
+        (
+            "rows.ndjson",
+            "rows.ndjson is a file, and not an output of a run: .*/rows.ndjson.harvester/_manifest.json",
+        ),
+        ("out/part-0a0b0c0d0e0f-00000.ndjson.gz", "is a file of an output: give the output's folder, out$"),
+        ("out/_failures.ndjson", "is a file of an output: give the output's folder, out$"),
+        ("x*", "no output was found at x\\*: nothing that it matches has a _manifest.json; give"),
+        ("{facet}/dt=*", "no output was found at .facet./dt=\\*: nothing that it matches"),
+    ],
+)
+def test_an_output_that_is_not_there_is_an_error_that_says_what_to_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name in ("list.csv", "rows.ndjson"):
+        (tmp_path / name).write_text("bit.ly/a\n")
+    make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), [])
+    with pytest.raises(harvester.UsageError, match=expected):
         sums_at(out)
 
 
@@ -216,7 +313,9 @@ def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path: Path, monke
 @pytest.mark.parametrize(
     "changes", [{"query": {}}, {"query": {"facet": "moods", "unit": "day", "units": 1}}, {"shape": "round"}]
 )
-def test_a_manifest_whose_rows_are_not_known_is_refused_or_left_out(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_manifest_whose_rows_are_not_known_is_refused_or_named_as_damaged(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
     query = query_for("referrers", "day", -1, REFERENCE, 50)
     strange = make_output(tmp_path / "strange", query, [], **changes)
     with pytest.raises(harvester.UsageError, match="its query or its shape is not known"):
@@ -224,7 +323,20 @@ def test_a_manifest_whose_rows_are_not_known_is_refused_or_left_out(changes: dic
     make_output(tmp_path / "known", query, random_rows("referrers", 1))
     found = sums_at(tmp_path)
     assert len(found.facets) == 1
-    assert "not a harvester manifest" in found.left_out[0]
+    (damage,) = found.damaged
+    assert (damage.name, damage.output, damage.rows) == ("strange/_manifest.json", str(strange), None)
+    assert damage.why == "not a harvester manifest (its query or its shape is not known)"
+
+
+def test_a_table_of_links_and_a_newer_form_are_no_damage(tmp_path: Path) -> None:
+    query = query_for("referrers", "day", -1, REFERENCE, 50)
+    make_output(tmp_path / "known", query, random_rows("referrers", 1))
+    for name, content in (("links", {"schema_version": 1, "rows": "links"}), ("newer", {"schema_version": 99})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "_manifest.json").write_bytes(orjson.dumps(content))
+    found = sums_at(tmp_path)
+    assert (len(found.facets), found.damaged) == (1, ())
+    assert [text.split(":")[0] for text in found.left_out] == ["links/_manifest.json", "newer/_manifest.json"]
 
 
 def test_too_little_room_is_an_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
