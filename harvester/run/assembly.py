@@ -1,9 +1,7 @@
 """Options become a job, and what all runs of the machine share is opened for it: budgets and connections."""
 
-import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -15,9 +13,7 @@ from harvester.bitly.groups import LINKS_ENDPOINT
 from harvester.bitly.query import Query, endpoint_of
 from harvester.bitly.requests import Requests
 from harvester.budget.budget import Budget
-from harvester.budget.database import BUSY_SECONDS, BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
-from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import ClientContext, record_nothing
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
@@ -29,7 +25,7 @@ from harvester.credentials.token_sources import token_source
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import Command, WindowCheck
 from harvester.dataset.stream_publisher import RowSink
-from harvester.errors import BudgetBusy, UsageError
+from harvester.errors import UsageError
 from harvester.events import RunObserver
 from harvester.groups.activity import SharedExports
 from harvester.groups.journal import ListRequest
@@ -44,17 +40,14 @@ from harvester.rows.schema import Shape
 from harvester.run.abort_rules import WindowGuard
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
 from harvester.run.telemetry import PROGRESS_SECONDS
+from harvester.sharing.home import Home
+from harvester.sharing.machine_home import machine_slots, open_machine_home
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal
-from harvester.storage.filesystem import lock_holder
-from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
+from harvester.storage.folders import state_folder
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.http import pooled
 from harvester.transport.pool import Pool
 from harvester.worklist.refresh import RequestedRefresh
-
-_BUSY_POLL_SECONDS = 0.1
-_SILENT_SECONDS = 1.0
-"""A longer wait for the budget's file is told."""
 
 
 class OpensGuard(Protocol):
@@ -162,25 +155,22 @@ class Budgets:
 async def open_budgets(
     job: Job, facet: str, private: str | Callable[[], str], observer: RunObserver, shutdown: ShutdownSignal
 ) -> AsyncIterator[Budgets]:
-    """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written.
+    """Open what all runs that share a home share. private: where it is kept if the state folder cannot be written.
 
     Raises:
         RunStopping: the run is ending, and another process still holds the file. OutputError: it cannot be used.
     """
-    folder = state_folder(job.state_dir, private, observer.warn)
-    server = _server_of(job.client_settings.base_url)
-    slots = job.pool.slots if job.pool else open_slots(folder, job.client_settings)
-    with closing(await _open_database(os.path.join(folder, BUDGET_FILE), observer, shutdown)) as database:
-        account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
-        budget = MachineBudget(database, account, endpoint_of(FACETS[facet]), job.limits)
-        helpers = MachineBudget(
-            database, account, HELPERS, RequestedLimits(per_month=job.limits.per_month, reserve=job.limits.reserve)
+    with closing(await _open_home(job, private, observer, shutdown)) as home:
+        slots = job.pool.slots if job.pool else home.slots(_server_of(job), job.client_settings.connections)
+        account = Account(_server_of(job), job.token.fingerprint, job.account or job.token.fingerprint)
+        budget = home.budget(account, endpoint_of(FACETS[facet]), job.limits, leads=True)
+        helpers = home.budget(
+            account, HELPERS, RequestedLimits(per_month=job.limits.per_month, reserve=job.limits.reserve)
         )
-        pages = MachineBudget(database, account, LINKS_ENDPOINT, job.limits)
-        exports = MachineBudget(database, account, EXPORTS_ENDPOINT, job.limits) if job.skip_idle else pages
-        database.sync_each_commit(not budget.high_rate)
+        pages = home.budget(account, LINKS_ENDPOINT, job.limits)
+        exports = home.budget(account, EXPORTS_ENDPOINT, job.limits) if job.skip_idle else pages
         try:
-            yield Budgets(budget, helpers, pages, exports, slots, database.clock)
+            yield Budgets(budget, helpers, pages, exports, slots, home.clock)
         finally:
             if not job.pool:
                 slots.leave()
@@ -189,9 +179,11 @@ async def open_budgets(
             budget.close()
 
 
-def open_slots(state: str, settings: ClientSettings) -> ConnectionSlots:
-    """Return this process's share of the connections, to be joined. state: the folder of the budget."""
-    return ConnectionSlots(lock_folder(state, _server_of(settings.base_url)), settings.connections)
+async def _open_home(
+    job: Job, private: str | Callable[[], str], observer: RunObserver, shutdown: ShutdownSignal
+) -> Home:
+    folder = state_folder(job.state_dir, private, observer.warn)
+    return await open_machine_home(folder, observer, shutdown)
 
 
 @asynccontextmanager
@@ -202,7 +194,8 @@ async def shared_pool(job: Job, private: str, observer: RunObserver, shutdown: S
         ConnectionsBusy: other processes use all of them. UsageError: as `pooled`.
     """
     settings = job.client_settings
-    slots = open_slots(state_folder(job.state_dir, private, observer.warn), settings)
+    folder = state_folder(job.state_dir, private, observer.warn)
+    slots = machine_slots(folder, _server_of(job), settings.connections)
     await slots.join()
     try:
         async with pooled(slots, shutdown, settings.base_url, direct=settings.direct, note=observer.note) as pool:
@@ -211,34 +204,9 @@ async def shared_pool(job: Job, private: str, observer: RunObserver, shutdown: S
         slots.leave()
 
 
-async def _open_database(path: str, observer: RunObserver, shutdown: ShutdownSignal) -> BudgetDatabase:
-    """Open the budget's file; while another process holds it, try again, say why after a second, and hear signals."""
-    began, told = time.monotonic(), False
-    while True:
-        try:
-            return BudgetDatabase(path, busy_seconds=_BUSY_POLL_SECONDS)
-        except BudgetBusy as error:
-            waited = time.monotonic() - began
-            if waited > BUSY_SECONDS:
-                raise BudgetBusy(f"{error}{_holder_of(path)}") from error
-            if waited > _SILENT_SECONDS and not told:
-                observer.warn(f"waiting for {path}, which another process has locked{_holder_of(path)}")
-                told = True
-        await shutdown.sleep_unless_stopping(_BUSY_POLL_SECONDS)
-
-
-def _holder_of(path: str) -> str:
-    """Return the process that holds a SQLite file, in brackets, or nothing where the kernel does not say."""
-    for name in (path, path + "-shm"):  # with a log the lock of a transaction is there
-        with suppress(OSError):
-            if process := lock_holder(os.stat(name), "POSIX"):
-                return f" (process {process})"
-    return ""
-
-
-def _server_of(base_url: str) -> str:
+def _server_of(job: Job) -> str:
     """Return host and port: each server has budgets of its own."""
-    parts = urlsplit(base_url)
+    parts = urlsplit(job.client_settings.base_url)
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 

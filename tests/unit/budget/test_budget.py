@@ -37,7 +37,7 @@ from harvester.budget.limits import (
     RetryAfter,
 )
 from harvester.budget.machine import MachineBudget
-from harvester.budget.throttling import (
+from harvester.budget.states import (
     ASK_AFTER_REFUSAL_SECONDS,
     ASK_ATTEMPTS,
     ASK_PAUSED_SECONDS,
