@@ -143,7 +143,20 @@ local function await_the_living() -- those that were in contact shortly before R
   end
 end
 
+local function raise_months()
+  for name, spent in pairs(A.months) do
+    if spent > field(META, name) then
+      redis.call('HSET', META, name, spent)
+    end
+  end
+end
+
 local operations = {}
+
+function operations.learn()
+  raise_months()
+  return {}
+end
 
 function operations.open()
   local generation = redis.call('HGET', META, 'generation')
@@ -159,11 +172,7 @@ function operations.open()
   if A.recent and A.known ~= generation then
     close_windows(now)
   end
-  for name, spent in pairs(A.months) do
-    if spent > field(META, name) then
-      redis.call('HSET', META, name, spent)
-    end
-  end
+  raise_months()
   redis.call('ZADD', PROCESSES, now, A.process)
   return { generation = generation, closed_at = closed_at }
 end
@@ -172,8 +181,9 @@ function operations.reported()
   redis.call('SREM', AWAITED, A.process)
   if redis.call('HGET', META, 'settle_for') == 'run' and redis.call('SCARD', AWAITED) == 0 then
     redis.call('HDEL', META, 'settle_until', 'settle_for')
+    settle_until = 0
   end
-  return { closed_at = closed_at }
+  return { closed_at = closed_at, settling = math.max(settle_until - now, 0) }
 end
 
 -- --- an endpoint -----------------------------------------------------------------------------------------------------
@@ -476,7 +486,7 @@ local function connections()
   local held = {}
   local slots = redis.call('HGETALL', SLOTS)
   for index = 1, #slots, 2 do
-    if slots[index + 1] == A.process then
+    if slots[index + 1] == A.process then -- the fields of `joined` have times
       held[#held + 1] = tonumber(slots[index])
     end
   end
@@ -487,8 +497,12 @@ local function contact()
   redis.call('ZADD', PROCESSES, now, A.process)
   redis.call('ZREMRANGEBYSCORE', PROCESSES, '-inf', now - A.kept)
   if EGRESS then
-    redis.call('ZREMRANGEBYSCORE', EGRESS, '-inf', now - A.lease)
+    for _, process in ipairs(redis.call('ZRANGEBYSCORE', EGRESS, '-inf', now - A.lease)) do
+      redis.call('ZREM', EGRESS, process)
+      redis.call('HDEL', SLOTS, 'joined:' .. process)
+    end
     redis.call('ZADD', EGRESS, now, A.process)
+    redis.call('HSETNX', SLOTS, 'joined:' .. A.process, exact(now))
   end
 end
 
@@ -497,7 +511,14 @@ function operations.beat()
   if not EGRESS then
     return { now = math.floor(now) }
   end
-  return { now = math.floor(now), live = redis.call('ZRANGE', EGRESS, 0, -1), held = connections() }
+  local live, joined = redis.call('ZRANGE', EGRESS, 0, -1), {}
+  for _, process in ipairs(live) do
+    joined[process] = field(SLOTS, 'joined:' .. process)
+  end
+  table.sort(live, function(one, other)
+    return joined[one] < joined[other] or (joined[one] == joined[other] and one < other)
+  end)
+  return { now = math.floor(now), live = live, held = connections() }
 end
 
 function operations.lease() -- the first connection that no live process holds
@@ -527,6 +548,7 @@ function operations.leave()
       redis.call('HDEL', SLOTS, number)
     end
     redis.call('ZREM', EGRESS, A.process)
+    redis.call('HDEL', SLOTS, 'joined:' .. A.process)
   end
   return { now = math.floor(now) }
 end

@@ -95,7 +95,10 @@ class RedisConnector:
             return "its memory is full: raise maxmemory, or remove what others have stored there"
         if isinstance(error, kinds.TimeoutError):
             return "it has not answered in time"
-        return text or type(error).__name__
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+        return text.rstrip(".") or type(error).__name__
 
 
 def _run_of(info: Any) -> str:

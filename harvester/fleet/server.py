@@ -57,7 +57,8 @@ class RedisServer:
     clock: for seconds since boot. memory: what to remind Redis of. warn: told once when attempts begin to wait, and
     when they go on. time_ms: only for tests, the time instead of Redis' own.
 
-    process: the name of this process there. reopened: how often Redis was new to this process. egress_keys: of the
+    process: the name of this process there. reopened: how often Redis was new to this process; settling_seconds: how
+    long others then have had to say what they know. egress_keys: of the
     connections that this process shares, live: the processes that share them, held: the numbers of its own.
     """
 
@@ -75,6 +76,7 @@ class RedisServer:
         self.keys = keys
         self.process = uuid.uuid4().hex
         self.reopened = 0
+        self.settling_seconds = 0.0
         self.egress_keys: list[str] = []
         self.live: list[str] = []
         self.held: frozenset[int] = frozenset()
@@ -164,6 +166,12 @@ class RedisServer:
                 raise BudgetBusy(f"{self.name}: its memory is lost again and again")
             return reply
 
+    def learn(self, months: Mapping[str, int]) -> None:
+        """Tell Redis what this machine knows of months. Raises as `call`."""
+        self.memory.see_months(months)
+        if months:
+            self.call("learn", [], {"months": months})
+
     def beat(self) -> None:
         """Tell Redis that this process lives, and learn who else shares its connections."""
         reply = self.call("beat", self.egress_keys)
@@ -239,8 +247,9 @@ class RedisServer:
         self.reopened += 1
         for keys, (seq, total) in list(memory.totals.items()):
             self._run_script(client, "report", list(keys), {"seq": seq, "total": total})
-        closed = self._run_script(client, "reported", [], {})["closed_at"]
-        if lost and closed:
+        reply = self._run_script(client, "reported", [], {})
+        self.settling_seconds = reply["settling"] / 1000
+        if lost and reply["closed_at"]:
             self._news.append(
                 f"{self.name} has lost its counts: the month is restored from what its hosts know, and each window "
                 "counts as full for its whole length"
