@@ -287,6 +287,9 @@ end
 local function begin() -- undo what was leased and not sent; notice what Redis has forgotten
   load_scope()
   if A.seq and A.seq > seq then
+    if seq == 0 then -- evicted, or lost with all the rest
+      redis.call('DEL', AT, FIRST)
+    end
     if A.total > total then
       add(A.total - total)
     end
@@ -297,6 +300,7 @@ local function begin() -- undo what was leased and not sent; notice what Redis h
   if last_at > now - A.kept and redis.call('EXISTS', AT, FIRST) < 2 then -- evicted
     redis.call('DEL', AT, FIRST)
     last_at = 0
+    redis.call('HSET', SCOPE, 'last_at', 0)
     close_windows(now)
   end
   if A.back then

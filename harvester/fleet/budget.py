@@ -345,7 +345,9 @@ class RedisBudget:
 
     def _read(self, arguments: Reply | None = None) -> Reply:
         """Read the counts, and give back what is left of the lease."""
-        return self._call("read", arguments or {}, both=True)
+        reply = self._call("read", arguments or {}, both=True)
+        self._redis.memory.months.update(reply["spent"])
+        return reply
 
     def _call(self, operation: str, arguments: Reply, *, both: bool = False) -> Reply:
         reply = self._endpoint.call(operation, {**arguments, **self._leftover()}, both=both)

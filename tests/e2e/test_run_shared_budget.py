@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -58,7 +58,7 @@ ME = fingerprint(TOKEN)
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, serve: Callable[..., Served], redis_server: RedisProcess) -> Iterator[Fleet]:
+def fleet(tmp_path: Path, serve: Callable[..., Served], redis_server: RedisProcess) -> Fleet:
     return Fleet(tmp_path, serve().url, redis_server)
 
 

@@ -92,9 +92,13 @@ class RedisProcess:
 
 
 def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    """Return a free port; a node of a cluster needs one 10,000 above it, too."""
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        if port < 55536:
+            return port
 
 
 @contextmanager
