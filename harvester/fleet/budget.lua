@@ -10,7 +10,6 @@ local VERSION = '1'
 local RECORD_MS = 100
 local EDGE_SECONDS = 5
 local DAY_SECONDS = 86400
-local ALIVE_MS = 3000 -- a live process is in contact at least this often
 local KEPT_SECONDS = 62 * 86400
 
 local op, A = ARGV[1], cjson.decode(ARGV[2])
@@ -137,7 +136,7 @@ local function await_the_living() -- those that were in contact shortly before R
   redis.call('DEL', AWAITED)
   local newest = redis.call('ZRANGE', PROCESSES, -1, -1, 'WITHSCORES')
   if newest[1] then
-    for _, process in ipairs(redis.call('ZRANGEBYSCORE', PROCESSES, newest[2] - ALIVE_MS, '+inf')) do
+    for _, process in ipairs(redis.call('ZRANGEBYSCORE', PROCESSES, newest[2] - A.alive, '+inf')) do
       redis.call('SADD', AWAITED, process)
     end
   end

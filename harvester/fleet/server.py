@@ -23,7 +23,8 @@ from harvester.fleet.script import Keys, budget_script
 CALL_SECONDS = 0.5
 """The longest that a call may block."""
 BEAT_SECONDS = 1.0
-"""The time between two contacts; the script's ALIVE_MS is three of them."""
+"""The time between two contacts. A process was alive when Redis ended if it was in contact within _ALIVE_BEATS."""
+_ALIVE_BEATS = 3
 SETTLE_SECONDS = 5.0
 """How long the processes that were alive have to tell a restarted Redis what they have seen."""
 LEASE_SECONDS = 50.0
@@ -217,6 +218,7 @@ class RedisServer:
             "process": self.process,
             "lease": round(LEASE_SECONDS * 1000),
             "settle": round(SETTLE_SECONDS * 1000),
+            "alive": round(_ALIVE_BEATS * BEAT_SECONDS * 1000),
             "kept": round(COUNTED_SECONDS[HOUR] * 1000),
             **arguments,
         }

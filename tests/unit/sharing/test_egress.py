@@ -24,6 +24,7 @@ class Hosts:
 
     async def join(self, name: str, egress: str = "office", most: int = 5) -> EgressSlots:
         """Start a process of a host, and let it join."""
+        self.redis.seconds += 0.001  # their order is that in which they joined
         redis = self.redis.host().redis
         folder = str(self._folder / name)
         slots = EgressSlots(folder, most, redis, egress, redis.keys.of_egress(BITLY, egress))
