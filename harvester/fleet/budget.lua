@@ -266,7 +266,7 @@ end
 local function with_state(reply)
   reply.now, reply.ahead, reply.corrects = math.floor(now), ahead, corrects
   reply.total, reply.seq, reply.version = total, seq, version
-  if A.version ~= version or A.whole then
+  if A.version ~= version then
     reply.state = redis.call('HGET', SCOPE, 'state') or ''
   end
   return reply

@@ -8,6 +8,7 @@ changed it meanwhile.
 import math
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -78,7 +79,7 @@ class RedisBudget:
         self._before = LearnedBefore()
         self._lease = _Lease()
         self._endpoint = self._endpoint_for(account.token)
-        self._read()
+        self._windows = self._read_windows()
 
     @property
     def account(self) -> Account:
@@ -302,6 +303,12 @@ class RedisBudget:
         return max(min(rooms, default=math.inf), 0)
 
     def windows(self) -> list[WindowState]:
+        # While Redis is out of reach they are as they were: a run that waits for it may begin with them.
+        with suppress(BudgetBusy):
+            self._windows = self._read_windows()
+        return self._windows
+
+    def _read_windows(self) -> list[WindowState]:
         reply = self._read()
         utc = self.month.utc(reply["now"] / 1000)
         states = [self._window_state(window, reply, index) for index, window in enumerate(SPANS)]

@@ -46,7 +46,6 @@ from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.sharding import Shard, parse_shard
 from harvester.sharing.home import Home
 from harvester.sharing.machine_home import machine_slots, open_machine_home
-from harvester.sharing.redis_home import open_redis_home
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal
 from harvester.storage.folders import state_folder
 from harvester.transport.connection_slots import ConnectionSlots
@@ -194,6 +193,8 @@ async def _open_home(
     machine = await open_machine_home(folder, observer, shutdown)
     if job.redis is None:
         return machine
+    from harvester.sharing.redis_home import open_redis_home  # noqa: PLC0415 - few runs share a budget
+
     try:
         return await open_redis_home(job.redis, machine.database, folder, observer, shutdown)
     except BaseException:

@@ -106,7 +106,8 @@ def _keeper(database: BudgetDatabase, memory: SharedMemory, name: str) -> Callab
             return
         with suppress(OutputError), database.unsynced(), database.transaction() as now:
             for field, spent in list(memory.months.items()):
-                server, account, month = field.removeprefix(_SPENT).rsplit("|", 2)
+                server, _, rest = field.removeprefix(_SPENT).partition("|")
+                account, _, month = rest.rpartition("|")  # an account's name may have one
                 database.raise_month(server, account, month, spent)
             database.keep(name, [memory.generation, database.clock.wall() - (now - memory.counted_at)])
 

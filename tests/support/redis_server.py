@@ -33,7 +33,7 @@ class RedisProcess:
     """A server at a port of its own. options: words of its command line, which may be changed between two starts."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.options = list(options)
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -91,7 +91,7 @@ class RedisProcess:
             self._process = None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a free port; a node of a cluster needs one 10,000 above it, too."""
     while True:
         with socket.socket() as free:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+import trustme
 
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import Account, MonthExhausted, RequestedLimits, RetryAfter
@@ -16,7 +17,7 @@ from harvester.fleet.budget import REDIS, RedisBudget
 from harvester.fleet.script import Keys
 from harvester.sharing.redis_home import _keeper, _months_of
 from tests.support.fleets import Host, a_prefix, settled
-from tests.support.redis_server import RedisProcess, running_redis
+from tests.support.redis_server import RedisProcess, free_port, running_redis
 from tests.support.virtual_time import VirtualClock
 
 ACCOUNT = Account("api.example:443", "token", "acme")
@@ -27,8 +28,9 @@ NARROW = RequestedLimits(5, 0, 0)
 class Redis:
     """A Redis of a test's own, at a time that passes when it is told to, and hosts. seconds: of Redis' clock."""
 
-    def __init__(self, process: RedisProcess, stack: ExitStack) -> None:
+    def __init__(self, process: RedisProcess, stack: ExitStack, url: str | None = None) -> None:
         self.process = process
+        self._url = url or process.url
         self.seconds = 1_800_000_000.0
         self.prefix = a_prefix()
         self.hosts: list[Host] = []
@@ -37,7 +39,7 @@ class Redis:
     def host(self, *, wrong: float = 0.0, new: bool = True) -> Host:
         """Start a host, whose clock is so wrong. new: Redis need not wait for what others know."""
         clock = Apart(self, wrong)
-        host = Host(self.process.url, self.prefix, clock, lambda: self.seconds * 1000)
+        host = Host(self._url, self.prefix, clock, lambda: self.seconds * 1000)
         host.redis.connect()
         if new:
             settled(host, self.prefix)
@@ -131,12 +133,14 @@ def test_without_redis_attempts_wait_and_say_so_once(own: Callable[..., Redis]) 
     redis = own()
     budget, host = redis.budget()
     assert take(budget, 5) == 5
+    before = budget.windows()
     redis.kill()
     redis.seconds += 1.0  # a lease is over
     assert all(waits_for_redis(budget) for _ in range(5))
     assert [text.split(" (")[0] for text in host.told] == ["the shared budget is out of reach"]
+    assert budget.windows() == before
     with pytest.raises(BudgetBusy, match=r"closed by server|refused|reset"):
-        budget.windows()
+        budget.room()
 
 
 @pytest.mark.parametrize("persistence", ["yes", "no"])
@@ -277,6 +281,25 @@ def test_a_node_of_a_cluster_is_refused(own: Callable[..., Redis]) -> None:
     redis = own("--cluster-enabled", "yes")
     with pytest.raises((UsageError, BudgetBusy), match="a node of a cluster"):
         redis.host()
+
+
+def test_redis_over_tls_is_trusted_by_the_systems_certificates_or_those_that_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(tmp_path / "key")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "certificate")
+    authority.cert_pem.write_to_path(tmp_path / "authority")
+    files = ("--tls-cert-file", "certificate", "--tls-key-file", "key", "--tls-ca-cert-file", "authority")
+    words = [str(tmp_path / each) if index % 2 else each for index, each in enumerate(files)]
+    port = free_port()
+    with running_redis("--tls-port", str(port), "--tls-auth-clients", "no", *words) as process, ExitStack() as stack:
+        redis = Redis(process, stack, f"rediss://127.0.0.1:{port}/0")
+        with pytest.raises(BudgetBusy, match="certificate verify failed"):
+            redis.host()
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority"))
+        assert take(redis.budget(NARROW)[0]) == 5
 
 
 def test_a_password_that_was_changed_lets_attempts_wait(own: Callable[..., Redis]) -> None:
