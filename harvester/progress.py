@@ -128,7 +128,7 @@ WAIT_REASONS = {
     "outage": "the server to answer again",
     "budget": "the budget file, which another process has locked",
     "redis": "the shared budget in Redis",
-    "connections": "a connection: other harvesters on this machine use them all",
+    "connections": "a connection: other harvesters use them all",
     "retry_after": "the end of the pause that the server asked for (Retry-After)",
     "list": "the next line of the list",
     "reader": "the reader of standard output, which takes no more rows",

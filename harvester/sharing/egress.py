@@ -12,21 +12,13 @@ from contextlib import suppress
 
 from harvester.errors import BudgetBusy, ConnectionsBusy, OutputError
 from harvester.fleet.server import RedisServer
+from harvester.sharing.home import Elsewhere
 from harvester.transport.connection_slots import MOST_PROCESSES, ConnectionSlots, Holders
 
 CLOSES_AFTER_SECONDS = 15.0
 """Out of touch for this long, a process closes its connections: LEASE_SECONDS less the time limit of an attempt."""
 _TRIES, _PAUSE_SECONDS = 20, 0.1
 _BLOCKED_SECONDS = 3.0
-
-
-class Elsewhere(Holders):
-    """Who keeps the connections from this process, where it is no process of this machine. text: in words."""
-
-    text = ""
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class EgressSlots(ConnectionSlots):
@@ -107,14 +99,14 @@ class EgressSlots(ConnectionSlots):
     @property
     def blockers(self) -> Holders:
         """Who has kept all connections from this process for a while."""
+        if self._redis.silent_seconds > CLOSES_AFTER_SECONDS:
+            return Elsewhere.named(self._redis.why_away or self._redis.name, "redis")
         since = self._empty_since
         if since is None or time.monotonic() - since < _BLOCKED_SECONDS:
             return Holders()
         if (found := self.holders()).processes:
             return found
-        elsewhere = Elsewhere()
-        elsewhere.text = self._redis.why_away or f"other hosts at the address {self._egress}"
-        return elsewhere
+        return Elsewhere.named(f"other hosts at the address {self._egress}", "connections")
 
     @property
     def _rank(self) -> int:

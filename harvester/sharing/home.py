@@ -5,7 +5,27 @@ from typing import Protocol
 from harvester.budget.budget import Budget
 from harvester.budget.limits import Account, RequestedLimits
 from harvester.clock import Clock
-from harvester.transport.connection_slots import ConnectionSlots
+from harvester.transport.connection_slots import ConnectionSlots, Holders
+
+
+class Elsewhere(Holders):
+    """What keeps the connections from this process, where it is no process of this machine.
+
+    text: in words. window: what is waited for, as in WaitReason.
+    """
+
+    text = ""
+    window = "connections"
+
+    @classmethod
+    def named(cls, text: str, window: str) -> "Elsewhere":
+        """Return what is described by these."""
+        found = cls()
+        found.text, found.window = text, window
+        return found
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class Home(Protocol):

@@ -9,6 +9,7 @@ import pytest
 from harvester.errors import ConnectionsBusy
 from harvester.fleet.server import LEASE_SECONDS
 from harvester.sharing.egress import CLOSES_AFTER_SECONDS, EgressSlots
+from harvester.sharing.home import Elsewhere
 from tests.support.redis_server import RedisProcess
 from tests.unit.fleet.test_faults import Redis
 
@@ -132,8 +133,11 @@ async def test_who_keeps_the_connections_is_said(hosts: Hosts, monkeypatch: pyte
     assert str(second.blockers) == ""
     assert fill(second) == 0
     assert str(second.blockers) == "other hosts at the address office"
+    hosts.redis.seconds += CLOSES_AFTER_SECONDS + 1
     second._redis._client = None
-    assert "127.0.0.1" in str(second.blockers)
+    blockers = second.blockers
+    assert isinstance(blockers, Elsewhere)
+    assert (blockers.window, "127.0.0.1" in str(blockers)) == ("redis", True)
 
 
 async def test_while_redis_is_away_nothing_new_is_leased(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
