@@ -3,7 +3,7 @@
 ARG PYTHON=3.13.9-slim-trixie
 
 FROM python:${PYTHON} AS build
-ARG EXTRAS=cloud,metrics,parquet,zstd
+ARG EXTRAS=cloud,metrics,parquet,redis,zstd
 WORKDIR /source
 COPY pyproject.toml constraints.txt README.md LICENSE config.example.toml ./
 COPY harvester harvester

@@ -45,6 +45,7 @@ QUESTIONS = {
     "memory --carry": Question("Also with columns that are carried?", None, ()),
     "written": Question("How many bytes does a link write to disk?", None, ()),
     "quota": Question("How much of Bitly's limits is used?", None, ()),
+    "shared_budget": Question("Do hosts that share a budget keep its limits?", None, ()),
     "refresh": Question("How old do answers become with --refresh?", None, ()),
     "idle": Question("What does --skip-idle save?", None, ()),
     "verify": Question("What does verify cost?", None, ()),

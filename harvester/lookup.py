@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 
 from harvester.bitly.bitlinks import Bitlink
 from harvester.bitly.verdicts import Answer, Failure, Verdict, is_plain_no
-from harvester.budget.throttling import ASK_ATTEMPTS
+from harvester.budget.states import ASK_ATTEMPTS
 from harvester.client.attempt import record_nothing
 from harvester.client.client import Client
 from harvester.client.held_verdicts import Place

@@ -18,14 +18,13 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
 
 from harvester.budget.limits import COUNTED_SECONDS, HOUR
 from harvester.budget.removal import FileWatch
-from harvester.budget.throttling import EndpointThrottle, LearnedLimit, ReportedLimits
+from harvester.budget.states import ScopeState
 from harvester.clock import Clock, month_of
 from harvester.errors import BudgetBusy, OutputError
 
@@ -64,34 +63,6 @@ CREATE TABLE IF NOT EXISTS months (server TEXT, account TEXT, month TEXT, spent 
 _DAMAGED = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
 _VERSION = 1
 """The schema's version, kept as `PRAGMA user_version`; 0 in a new file."""
-
-
-@dataclass(slots=True)
-class ScopeState:
-    """An endpoint's state as the file keeps it, as JSON."""
-
-    throttle: EndpointThrottle
-    reported: ReportedLimits | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "ScopeState":
-        """Parse what `to_json` wrote."""
-        stored = orjson.loads(text)
-        throttle, reported = stored.get("throttle") or {}, stored.get("reported")
-        learned = {window: LearnedLimit(**limit) for window, limit in throttle.pop("learned_limits", {}).items()}
-        return cls(
-            EndpointThrottle(**throttle, learned_limits=learned), ReportedLimits(**reported) if reported else None
-        )
-
-    def to_json(self) -> str:
-        """Return the state as JSON."""
-        return orjson.dumps(asdict(self)).decode()
-
-    def after_reboot(self) -> "ScopeState":
-        """Return what still holds when the times of an earlier boot mean nothing any more."""
-        answered = self.reported is not None and self.reported.limit is not None  # else Bitly may be asked once more
-        reported = replace(self.reported, asked_at=0.0) if self.reported and answered else None
-        return ScopeState(EndpointThrottle(learned_limits=self.throttle.learned_limits), reported)
 
 
 class BudgetDatabase:
@@ -274,6 +245,19 @@ class BudgetDatabase:
         """Return the value that is stored by a name, inside a transaction; None if there is none."""
         found = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return orjson.loads(found[0]) if found else None
+
+    def months_of(self, server: str, account: str) -> list[tuple[str, int]]:
+        """Return the months of an account with its attempts, inside a transaction."""
+        select = "SELECT month, spent FROM months WHERE server = ? AND account = ?"
+        return self._db.execute(select, (server, account)).fetchall()
+
+    def raise_month(self, server: str, account: str, month: str, spent: int) -> None:
+        """Record, inside a transaction, that an account has made this many attempts in a month, or more."""
+        insert = (
+            "INSERT INTO months (server, account, month, spent) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (server, account, month) DO UPDATE SET spent = max(spent, excluded.spent)"
+        )
+        self._db.execute(insert, (server, account, month, spent))
 
     # --- clocks ----------------------------------------------------------------------------------------------------
 

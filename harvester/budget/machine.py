@@ -22,7 +22,8 @@ from harvester.budget.limits import (
     RequestedLimits,
     RetryAfter,
 )
-from harvester.budget.throttling import EndpointThrottle, LearnedBefore, ReportedLimits
+from harvester.budget.states import EndpointThrottle, ReportedLimits
+from harvester.budget.throttling import LearnedBefore
 from harvester.budget.usage import LATEST_SECONDS, EndpointUsage, MonthlyQuota, months_at
 from harvester.clock import from_epoch, month_of
 from harvester.errors import BudgetBusy, OutputError

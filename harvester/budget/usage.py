@@ -13,9 +13,9 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from harvester.budget.database import APART_SECONDS, DAY_SECONDS, BudgetDatabase, ScopeState
+from harvester.budget.database import APART_SECONDS, DAY_SECONDS, BudgetDatabase
 from harvester.budget.limits import COUNTED_SECONDS, HOUR, Account, MonthExhausted, PlanReport, RetryAfter
-from harvester.budget.throttling import EndpointThrottle
+from harvester.budget.states import EndpointThrottle, ScopeState
 from harvester.clock import from_epoch, month_of, next_month
 
 _RECORDS_PER_SECOND = 10

@@ -1,9 +1,8 @@
 """Options become a job, and what all runs of the machine share is opened for it: budgets and connections."""
 
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -15,22 +14,22 @@ from harvester.bitly.groups import LINKS_ENDPOINT
 from harvester.bitly.query import Query, endpoint_of
 from harvester.bitly.requests import Requests
 from harvester.budget.budget import Budget
-from harvester.budget.database import BUSY_SECONDS, BudgetDatabase
 from harvester.budget.limits import Account, RequestedLimits
-from harvester.budget.machine import MachineBudget
 from harvester.client.attempt import ClientContext, record_nothing
 from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
-from harvester.config.options import LimitOptions, QueryOptions, RunOptions
+from harvester.config.options import LimitOptions, ListOptions, QueryOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, groups_of, typed
+from harvester.credentials.budget_password import budget_password
 from harvester.credentials.token_sources import token_source
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import Command, WindowCheck
 from harvester.dataset.stream_publisher import RowSink
-from harvester.errors import BudgetBusy, UsageError
+from harvester.errors import UsageError
 from harvester.events import RunObserver
+from harvester.fleet.address import RedisAddress, parse_address
 from harvester.groups.activity import SharedExports
 from harvester.groups.journal import ListRequest
 from harvester.groups.spool import CARRIED, COLUMN, SharedList, Spooled
@@ -44,17 +43,15 @@ from harvester.rows.schema import Shape
 from harvester.run.abort_rules import WindowGuard
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
 from harvester.run.telemetry import PROGRESS_SECONDS
+from harvester.sharding import Shard, parse_shard
+from harvester.sharing.home import Home
+from harvester.sharing.machine_home import machine_slots, open_machine_home
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal
-from harvester.storage.filesystem import lock_holder
-from harvester.storage.folders import BUDGET_FILE, lock_folder, state_folder
+from harvester.storage.folders import state_folder
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.http import pooled
 from harvester.transport.pool import Pool
 from harvester.worklist.refresh import RequestedRefresh
-
-_BUSY_POLL_SECONDS = 0.1
-_SILENT_SECONDS = 1.0
-"""A longer wait for the budget's file is told."""
 
 
 class OpensGuard(Protocol):
@@ -101,7 +98,8 @@ class Job:
     carry of the links of groups. shared: the list of groups' links that this run has together with others of its
     command; None for one of its own. skip_idle: no call for a link of which an export of its group states that it has
     no clicks. in_group: the group of the links of the lists. refresh: None for links that are asked for once. exports:
-    see SharedExports.
+    see SharedExports. redis: where the budget is shared with other hosts; None for this machine's own. shard:
+    the part of the links that is harvested, None for all.
     """
 
     sources: list[Source]
@@ -142,6 +140,8 @@ class Job:
     in_group: str | None = None
     refresh: RequestedRefresh | None = None
     exports: SharedExports | None = None
+    redis: RedisAddress | None = None
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,25 +162,22 @@ class Budgets:
 async def open_budgets(
     job: Job, facet: str, private: str | Callable[[], str], observer: RunObserver, shutdown: ShutdownSignal
 ) -> AsyncIterator[Budgets]:
-    """Open what all runs of this machine share. private: where it is kept if the state folder cannot be written.
+    """Open what all runs that share a home share. private: where it is kept if the state folder cannot be written.
 
     Raises:
         RunStopping: the run is ending, and another process still holds the file. OutputError: it cannot be used.
     """
-    folder = state_folder(job.state_dir, private, observer.warn)
-    server = _server_of(job.client_settings.base_url)
-    slots = job.pool.slots if job.pool else open_slots(folder, job.client_settings)
-    with closing(await _open_database(os.path.join(folder, BUDGET_FILE), observer, shutdown)) as database:
-        account = Account(server, job.token.fingerprint, job.account or job.token.fingerprint)
-        budget = MachineBudget(database, account, endpoint_of(FACETS[facet]), job.limits)
-        helpers = MachineBudget(
-            database, account, HELPERS, RequestedLimits(per_month=job.limits.per_month, reserve=job.limits.reserve)
+    with closing(await _open_home(job, private, observer, shutdown)) as home:
+        slots = job.pool.slots if job.pool else home.slots(_server_of(job), job.client_settings.connections)
+        account = Account(_server_of(job), job.token.fingerprint, job.account or job.token.fingerprint)
+        budget = home.budget(account, endpoint_of(FACETS[facet]), job.limits, leads=True)
+        helpers = home.budget(
+            account, HELPERS, RequestedLimits(per_month=job.limits.per_month, reserve=job.limits.reserve)
         )
-        pages = MachineBudget(database, account, LINKS_ENDPOINT, job.limits)
-        exports = MachineBudget(database, account, EXPORTS_ENDPOINT, job.limits) if job.skip_idle else pages
-        database.sync_each_commit(not budget.high_rate)
+        pages = home.budget(account, LINKS_ENDPOINT, job.limits)
+        exports = home.budget(account, EXPORTS_ENDPOINT, job.limits) if job.skip_idle else pages
         try:
-            yield Budgets(budget, helpers, pages, exports, slots, database.clock)
+            yield Budgets(budget, helpers, pages, exports, slots, home.clock)
         finally:
             if not job.pool:
                 slots.leave()
@@ -189,9 +186,20 @@ async def open_budgets(
             budget.close()
 
 
-def open_slots(state: str, settings: ClientSettings) -> ConnectionSlots:
-    """Return this process's share of the connections, to be joined. state: the folder of the budget."""
-    return ConnectionSlots(lock_folder(state, _server_of(settings.base_url)), settings.connections)
+async def _open_home(
+    job: Job, private: str | Callable[[], str], observer: RunObserver, shutdown: ShutdownSignal
+) -> Home:
+    folder = state_folder(job.state_dir, private, observer.warn)
+    machine = await open_machine_home(folder, observer, shutdown)
+    if job.redis is None:
+        return machine
+    from harvester.sharing.redis_home import open_redis_home  # noqa: PLC0415 - few runs share a budget
+
+    try:
+        return await open_redis_home(job.redis, machine.database, folder, observer, shutdown)
+    except BaseException:
+        machine.close()
+        raise
 
 
 @asynccontextmanager
@@ -202,43 +210,22 @@ async def shared_pool(job: Job, private: str, observer: RunObserver, shutdown: S
         ConnectionsBusy: other processes use all of them. UsageError: as `pooled`.
     """
     settings = job.client_settings
-    slots = open_slots(state_folder(job.state_dir, private, observer.warn), settings)
-    await slots.join()
-    try:
+    with ExitStack() as stack:
+        if job.redis is None:
+            folder = state_folder(job.state_dir, private, observer.warn)
+            slots = machine_slots(folder, _server_of(job), settings.connections)
+        else:
+            home = stack.enter_context(closing(await _open_home(job, private, observer, shutdown)))
+            slots = home.slots(_server_of(job), settings.connections)
+        await slots.join()
+        stack.callback(slots.leave)
         async with pooled(slots, shutdown, settings.base_url, direct=settings.direct, note=observer.note) as pool:
             yield pool
-    finally:
-        slots.leave()
 
 
-async def _open_database(path: str, observer: RunObserver, shutdown: ShutdownSignal) -> BudgetDatabase:
-    """Open the budget's file; while another process holds it, try again, say why after a second, and hear signals."""
-    began, told = time.monotonic(), False
-    while True:
-        try:
-            return BudgetDatabase(path, busy_seconds=_BUSY_POLL_SECONDS)
-        except BudgetBusy as error:
-            waited = time.monotonic() - began
-            if waited > BUSY_SECONDS:
-                raise BudgetBusy(f"{error}{_holder_of(path)}") from error
-            if waited > _SILENT_SECONDS and not told:
-                observer.warn(f"waiting for {path}, which another process has locked{_holder_of(path)}")
-                told = True
-        await shutdown.sleep_unless_stopping(_BUSY_POLL_SECONDS)
-
-
-def _holder_of(path: str) -> str:
-    """Return the process that holds a SQLite file, in brackets, or nothing where the kernel does not say."""
-    for name in (path, path + "-shm"):  # with a log the lock of a transaction is there
-        with suppress(OSError):
-            if process := lock_holder(os.stat(name), "POSIX"):
-                return f" (process {process})"
-    return ""
-
-
-def _server_of(base_url: str) -> str:
+def _server_of(job: Job) -> str:
     """Return host and port: each server has budgets of its own."""
-    parts = urlsplit(base_url)
+    parts = urlsplit(job.client_settings.base_url)
     return f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
 
 
@@ -320,12 +307,15 @@ def build_job(
     Raises:
         UsageError: an invalid value, a list that does not exist, no token.
     """
-    values, output = typed(options), options.output
+    values, output, shard = typed(options), options.output, _shard_of(options.list)
     if warning := future_reference(values.query):
         warn(warning)
     sources, feed, listed = _input_of(lists, options)
+    if feed is not None:
+        feed.shard = shard
     return Job(
-        sources=sources,
+        sources=[source._replace(shard=shard) for source in sources],
+        shard=shard,
         feed=feed,
         listed=listed,
         carry=_carried_of(listed, options) if listed else (),
@@ -342,12 +332,13 @@ def build_job(
         limits=values.limits,
         account=values.account,
         state_dir=options.limits.state_dir,
+        redis=_redis_of(options.limits, warn),
         client_settings=_client_settings(values, options.limits, options.query),
         breaker_rules=BreakerRules(limit_seconds=values.outage_limit_seconds),
         max_calls=options.stopping.max_calls,
         retry_failed=options.list.retry_failed,
         retry_refused=options.list.retry_refused,
-        allow_empty=options.list.allow_empty,
+        allow_empty=options.list.allow_empty or shard is not None,
         failure_limit=values.failure_limit,
         invalid_limit=values.invalid_limit,
         max_time_seconds=values.max_time_seconds,
@@ -382,6 +373,17 @@ def _carried_of(listed: ListRequest, options: RunOptions) -> tuple[str, ...]:
     return names
 
 
+def _shard_of(options: ListOptions) -> Shard | None:
+    return None if options.shard is None else parse_shard(options.shard)
+
+
+def _redis_of(limits: LimitOptions, warn: Callable[[str], None]) -> RedisAddress | None:
+    if limits.budget is None:
+        return None
+    egress = limits.egress or os.uname().nodename
+    return parse_address(limits.budget, limits.budget_prefix, egress, budget_password(limits, warn))
+
+
 def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOptions) -> ClientSettings:
     return ClientSettings(
         base_url=values.base_url,
@@ -395,4 +397,4 @@ def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOpt
 
 def source_of(job: Job, listed: ListRequest, found: Spooled) -> Source:
     """Return the spooled links of groups as a list."""
-    return Source(listed.words, found.path, ListFormat.NDJSON, COLUMN, job.carry)
+    return Source(listed.words, found.path, ListFormat.NDJSON, COLUMN, job.carry, job.shard)

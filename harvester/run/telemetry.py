@@ -31,6 +31,7 @@ from harvester.events import RunObserver, RunOutcome
 from harvester.history import Activity, Recorded, StoredEntry
 from harvester.progress import RunProgress, WaitReason, WindowState
 from harvester.run.recorder import Recorder, Sent, activity
+from harvester.sharing.home import Elsewhere
 from harvester.transport.pool import Pool, Slot
 
 _STILL_SECONDS = 3
@@ -132,7 +133,9 @@ class Telemetry:
             return None
         waiting = sender.waiting
         if waiting is not None and waiting.window == "connections":
-            return waiting._replace(why=str(sender.pool.slots.blockers))
+            blockers = sender.pool.slots.blockers
+            window = blockers.window if isinstance(blockers, Elsewhere) else waiting.window
+            return waiting._replace(window=window, why=str(blockers))
         if (
             waiting is not None
             or len(progress.per_second) < _STILL_SECONDS

@@ -19,7 +19,8 @@ from harvester.budget import throttling as throttle
 from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import HOUR, MINUTE, SPANS, THROTTLED, Account, Limits, RequestedLimits, RetryAfter
 from harvester.budget.machine import MachineBudget
-from harvester.budget.throttling import PROBE_SECONDS, EndpointThrottle, hinted_seconds, pause_seconds
+from harvester.budget.states import EndpointThrottle
+from harvester.budget.throttling import PROBE_SECONDS, hinted_seconds, pause_seconds
 from harvester.clock import hint
 from tests.conftest import quick_folder
 from tests.support.virtual_time import VirtualClock
