@@ -259,8 +259,11 @@ class Journal:
     """A journal file open for appending. append is for the event loop's thread, sync and close for any.
 
     rows, row_bytes: rows of a part made of it, and their bytes as NDJSON. size: the file's bytes.
-    first_row_at: when its first row was appended, seconds since 1970; None without rows.
+    first_row_at: when its first row was appended, seconds since 1970; None without rows. copy_to: is given each line
+    too, once it is written.
     """
+
+    copy_to: Callable[[bytes], None] | None = None
 
     def __init__(
         self, folder: str, segment: int, *, rows: int = 0, row_bytes: int = 0, first_row_at: float | None = None
@@ -286,6 +289,7 @@ class Journal:
             OutputError: it cannot be written. OSError: it cannot be opened.
         """
         journal = Journal(self._folder, self.segment + 1)
+        journal.copy_to = self.copy_to
         try:
             for key, row in self._held.items():
                 journal.hold(key, row)
@@ -318,6 +322,8 @@ class Journal:
             os.ftruncate(self._descriptor, self.size)
             raise OutputError(f"{self._path}: no space left for a line of {len(line)} bytes")
         self.size += written
+        if self.copy_to is not None:
+            self.copy_to(line)
         if self._held:
             self._held.pop(key, None)
         if rows:

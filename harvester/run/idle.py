@@ -107,6 +107,9 @@ class IdleRows:
             raise
         return await self._without_idle(calls, span)
 
+    async def finish(self) -> None:
+        """Do nothing: no call is outstanding."""
+
     async def _after_an_answer(self, calls: list[Call], worklist: Worklist) -> list[Call]:
         """Hand out a few calls if none has had an answer yet, which shows how much history the plan keeps.
 

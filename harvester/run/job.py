@@ -261,7 +261,7 @@ async def _harvest(
             harvest.window = job.open_guard(_window_of(job, dataset, client, shutdown, observer, harvest, heartbeat))
         if job.skip_idle:
             access, check = await _access_of(job, budgets, client), lambda: heartbeat.telemetry.window_check
-            harvest.settle_idle = IdleRows(access, dataset, harvest.progress, check, shutdown, observer).settle
+            harvest.elsewhere = IdleRows(access, dataset, harvest.progress, check, shutdown, observer)
         known_good.earlier_unanswered = int(facts.get(UNANSWERED, 0))
         harvest.progress.invalid_before = int(facts.get(_INVALID, 0))
         harvest.progress.spent_before = str(facts.get(_SPENT, ""))
