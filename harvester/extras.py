@@ -77,3 +77,12 @@ def import_vl_convert(needed_by: str) -> Any:
     except ImportError as error:
         raise UsageError(f"{needed_by}: {install_line('report')}") from error
     return vl_convert
+
+
+def import_pyspark(needed_by: str) -> Any:
+    """Return the module pyspark. Arguments and errors as those of `import_duckdb`."""
+    try:
+        import pyspark  # noqa: PLC0415 - an extra of 480 MB
+    except ImportError as error:
+        raise UsageError(f"{needed_by}: {install_line('spark')}") from error
+    return pyspark

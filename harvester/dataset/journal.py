@@ -60,8 +60,8 @@ def encode(key: bytes, state: int, payload: bytes) -> bytes:
     return b"%08x %s\n" % (crc32(rest), rest)
 
 
-def _decode(line: bytes, end: int) -> Record | None:
-    """Parse a line; None for one that is torn or damaged."""
+def decode(line: bytes, end: int) -> Record | None:
+    """Parse a line with its line feed; None for one that is torn or damaged. end: the position behind it."""
     if not line.endswith(b"\n"):
         return None
     if line.isspace():
@@ -88,7 +88,7 @@ def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
         position = start
         for line in stream:
             position += len(line)
-            record = _decode(line, position) if end is None or position <= end else None
+            record = decode(line, position) if end is None or position <= end else None
             if record is None:
                 return
             yield record
@@ -150,7 +150,7 @@ def survey(path: str, committed: int = 0) -> Survey:
 
 def _good_lines(line: bytes) -> Iterator[tuple[int, int]]:
     """Yield start and end of the good lines in what reads as one: several if a line feed between them was damaged."""
-    if _decode(line, 0) is not None:
+    if decode(line, 0) is not None:
         yield 0, len(line)
         return
     starts = [match.start() for match in _BEGINNING.finditer(line)]
@@ -179,7 +179,7 @@ def good_lines(path: str) -> Iterator[tuple[int, Record]]:
     with open(path, "rb", buffering=_READ_BYTES) as stream:
         for line in stream:
             for start, end in _good_lines(line):
-                record = _decode(line[start : end - 1] + b"\n", position + end)
+                record = decode(line[start : end - 1] + b"\n", position + end)
                 if record is not None:
                     yield position + start, record
             position += len(line)
@@ -243,7 +243,7 @@ def _failures_in(path: str) -> Iterator[bytes]:
     """Yield a journal file's good lines that are no rows. Nearly all are rows, so those are not decoded."""
     with suppress(FileNotFoundError), open(path, "rb", buffering=_READ_BYTES) as stream:
         for line in stream:
-            if line[_STATE] != _ROW and (record := _decode(line, 0)) is not None and record.state not in (VOID, HELD):
+            if line[_STATE] != _ROW and (record := decode(line, 0)) is not None and record.state not in (VOID, HELD):
                 yield line
 
 

@@ -47,6 +47,7 @@ from harvester.storage.folders import state_folder
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.http import pooled
 from harvester.transport.pool import Pool
+from harvester.worklist.elsewhere import Cluster, JournalCopy
 from harvester.worklist.refresh import RequestedRefresh
 
 
@@ -94,7 +95,8 @@ class Job:
     carry of the links of groups. shared: the list of groups' links that this run has together with others of its
     command; None for one of its own. skip_idle: no call for a link of which an export of its group states that it has
     no clicks. in_group: the group of the links of the lists. refresh: None for links that are asked for once. exports:
-    see SharedExports.
+    see SharedExports. copy: where another dataset's journal has a copy of this run's. cluster: makes the calls instead
+    of this run's workers.
     """
 
     sources: list[Source]
@@ -135,6 +137,8 @@ class Job:
     in_group: str | None = None
     refresh: RequestedRefresh | None = None
     exports: SharedExports | None = None
+    copy: JournalCopy | None = None
+    cluster: Cluster | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,9 @@ from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, 
 from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal, Stop, StopReason
 from harvester.worklist.calls import Call
+from harvester.worklist.elsewhere import Elsewhere
 from harvester.worklist.refresh import Refresh
-from harvester.worklist.worklist import Elsewhere, Worklist
+from harvester.worklist.worklist import Worklist
 
 RETRY_ROOM = 100
 """Calls that may wait for a retry in tasks of their own, while their workers go on."""
@@ -186,7 +187,7 @@ class Harvest:
             raise CallsDropped(f"{progress.pending} calls were dropped")
         return outcome
 
-    async def _wait_for_disk(self) -> None:
+    async def wait_for_disk(self) -> None:
         """Wait while more verdicts are uncommitted than a power cut may cost. Raises RunStopping: the run is ending."""
         while self._dataset.backlogged:
             await self._shutdown.unless_stopping(self._committer.committed())
@@ -203,7 +204,7 @@ class Harvest:
                     calls = await self.elsewhere.settle(calls, self._worklist)
                 self._worklist.add(calls)
                 await self._worklist.wait_until_low()
-                await self._wait_for_disk()
+                await self.wait_for_disk()
             if self.elsewhere is not None:
                 await self.elsewhere.finish()
             self._client.input_ended()
@@ -239,7 +240,7 @@ class Harvest:
                 else:
                     await self._settle_or_doubt(group, call, verdict)
                 if self._dataset.backlogged:
-                    await self._wait_for_disk()
+                    await self.wait_for_disk()
 
     async def _settle_or_doubt(self, group: asyncio.TaskGroup, call: Call, verdict: Verdict) -> None:
         """Settle a call whose first attempt was not answered, or find its last verdict in the retry room."""

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from threading import Lock
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -88,23 +88,6 @@ class CarriedValues:
             if self._digests is not None:
                 self._digests.__exit__()
                 self._digests = None
-
-
-class Elsewhere(Protocol):
-    """Settles calls of a list without the run's workers: by an export of their group, or on other machines."""
-
-    async def settle(self, calls: list[Call], worklist: "Worklist") -> list[Call]:
-        """Settle calls, or take them on, and return those that are left for the workers.
-
-        worklist: may be read further, and counts the calls taken on.
-
-        Raises:
-            RunStopping: the run is ending. OutputError: a row could not be recorded. InputBroken: the list cannot be
-            read further; the worklist has the calls before.
-        """
-
-    async def finish(self) -> None:
-        """Settle all calls taken on; called at the end of the list. Raises RunStopping and OutputError."""
 
 
 class Worklist:
