@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from harvester.arrow import read
     from harvester.bitly.bitlinks import bitlink
     from harvester.errors import (
+        BudgetUnreachable,
         ConnectionsBusy,
         DatasetBusy,
         HarvesterError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "BudgetUnreachable",
     "ConnectionsBusy",
     "DatasetBusy",
     "HarvesterError",

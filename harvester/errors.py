@@ -7,6 +7,7 @@ HarvesterError
 │   └── InputBroken     the list cannot be read further: what was harvested stays, fix the list and run again
 ├── DatasetBusy         another process works on this dataset: run again when it has ended
 ├── ConnectionsBusy     other processes use all of this machine's connections: run again when one has ended
+├── BudgetUnreachable   the Redis that hosts share cannot be reached: run again when it can
 ├── RunStopped          the run ended before its list did: go on when its reason has passed, `until` says when
 ├── NoRow               this link has no row
 │   ├── LinkRefused     Bitly has said no: asking again is useless
@@ -60,6 +61,10 @@ class DatasetBusy(HarvesterError):
 
 class ConnectionsBusy(HarvesterError):
     """As many live processes share this machine's connections as there are connections."""
+
+
+class BudgetUnreachable(HarvesterError):
+    """The shared budget cannot be reached, so that nothing can be counted."""
 
 
 class RunStopped(HarvesterError):

@@ -86,3 +86,19 @@ def import_pyspark(needed_by: str) -> Any:
     except ImportError as error:
         raise UsageError(f"{needed_by}: {install_line('spark')}") from error
     return pyspark
+
+
+def import_redis(needed_by: str) -> Any:
+    """Return the module redis with what a plain client needs loaded. needed_by: the beginning of the error message.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import redis  # noqa: PLC0415 - an extra, and slow to import
+        import redis.backoff  # noqa: PLC0415
+        import redis.exceptions  # noqa: PLC0415
+        import redis.retry  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(f"{needed_by} needs a package: {install_line('redis')}") from error
+    return redis

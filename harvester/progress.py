@@ -127,6 +127,7 @@ WAIT_REASONS = {
     "throttled": "Bitly to stop throttling",
     "outage": "the server to answer again",
     "budget": "the budget file, which another process has locked",
+    "redis": "the shared budget in Redis",
     "connections": "a connection: other harvesters on this machine use them all",
     "retry_after": "the end of the pause that the server asked for (Retry-After)",
     "list": "the next line of the list",

@@ -64,7 +64,6 @@ def harvest_dataframe(
     *,
     column: str,
     token: TokenGiven = None,
-    budget: str | None = None,
     carry: Sequence[str] = (),
     shards: int | None = None,
     shared: AnyPath | None = None,
@@ -76,9 +75,9 @@ def harvest_dataframe(
     month, an outage and a deadline return, too: `stopped` in the manifest says why.
 
     out: as for `harvester.harvest`. token: a text or a callable, both of which the tasks get; by default each executor
-    uses the sources of the command, its own variables and files. budget: `redis://HOST:PORT/N`, which all executors
-    share; `machine` if all of them run on one machine, as is the default with a local master. carry: columns whose
-    values the rows carry. shards: the most tasks that make calls at the same time. shared: an absolute path that all
+    uses the sources of the command, its own variables and files. carry: columns whose values the rows
+    carry. budget (an option): `redis://HOST:PORT/N`, which all executors share, or `machine` if all of them run on one
+    machine, as is the default with a local master; each host needs its `egress`, by default its own address. shards: the most tasks that make calls at the same time. shared: an absolute path that all
     machines have mounted, or an object store's URL, for what the tasks have paid for; by default within `out`. The
     rest are options of `harvest`.
 
@@ -91,7 +90,7 @@ def harvest_dataframe(
     if target == STDOUT:
         raise UsageError("out: must be a folder, a file or an object store")
     _check(session, df, [column, *carry])
-    given = {**options, **_budget_of(session, budget)}
+    given = {**options, "budget": _budget_of(session, options.get("budget"))}
     chosen = _only_one(run_options(given, SparkKeywords, target))
     location = resolve(target, chosen.output.work_dir)
     place = path_text("shared", shared) if shared is not None else _within(target, location.private)
@@ -132,20 +131,20 @@ def _check(session: Any, df: Any, columns: Iterable[str]) -> None:
         raise UsageError(f"{_SPECULATION} is on: Spark would make calls twice. Start the session with it set to false")
 
 
-def _budget_of(session: Any, budget: str | None) -> dict[str, str]:
-    """Return the tasks' options for the budget.
+def _budget_of(session: Any, budget: str | None) -> str | None:
+    """Return the Redis of the budget; None for the budget of one machine.
 
     Raises:
         UsageError: none is named, and executors on several machines would each keep one of their own.
     """
     if budget == MACHINE or (budget is None and str(session.conf.get("spark.master", "")).startswith("local")):
-        return {}
+        return None
     if budget is None:
         raise UsageError(
             "budget: is needed on a cluster, whose machines share the account's limits: redis://HOST:PORT/N, or "
             f"{MACHINE} if all executors run on this machine"
         )
-    return {"budget": budget}
+    return budget
 
 
 def _only_one(options: RunOptions) -> RunOptions:

@@ -28,6 +28,7 @@ from tests.support.remembered_signatures import remember_signatures
 from tests.support.servers import in_thread
 
 if TYPE_CHECKING:
+    from tests.support.redis_server import RedisProcess
     from tests.support.s3_server import S3, Case
 
 # An example takes as long as the other workers let it; what may take how long is measured in benchmarks/.
@@ -200,3 +201,12 @@ def case(s3_server: "S3", quick_path: Path, serve: Callable[..., Served]) -> "It
     s3_server.calm()
     yield Case(s3_server, quick_path, serve())
     s3_server.calm()
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> "Iterator[RedisProcess]":
+    """A Redis for all tests of a worker, which use prefixes of their own; skipped where there is no server."""
+    from tests.support.redis_server import running_redis  # noqa: PLC0415 - an extra
+
+    with running_redis() as server:
+        yield server

@@ -147,6 +147,7 @@ def test_no_module_takes_the_name_of_what_the_package_offers() -> None:
         ("vl_convert", {"extras"}),
         ("pyspark", {"extras"}),
         ("rich", {"cli.show", "reports.top", "reporting.live_display", "reporting.status_text"}),
+        ("redis", {"extras", "fleet.connecting"}),
         ("structlog", {"reporting.logs"}),
         ("prometheus_client", {"reporting.prometheus"}),
     ],

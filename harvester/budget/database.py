@@ -246,6 +246,19 @@ class BudgetDatabase:
         found = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return orjson.loads(found[0]) if found else None
 
+    def months_of(self, server: str, account: str) -> list[tuple[str, int]]:
+        """Return the months of an account with its attempts, inside a transaction."""
+        select = "SELECT month, spent FROM months WHERE server = ? AND account = ?"
+        return self._db.execute(select, (server, account)).fetchall()
+
+    def raise_month(self, server: str, account: str, month: str, spent: int) -> None:
+        """Record, inside a transaction, that an account has made this many attempts in a month, or more."""
+        insert = (
+            "INSERT INTO months (server, account, month, spent) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (server, account, month) DO UPDATE SET spent = max(spent, excluded.spent)"
+        )
+        self._db.execute(insert, (server, account, month, spent))
+
     # --- clocks ----------------------------------------------------------------------------------------------------
 
     def _refresh_anchor(self) -> None:

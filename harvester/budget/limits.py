@@ -90,7 +90,7 @@ class Counted(NamedTuple):
     """Where an attempt was counted. at: the time of its record in the windows, seconds since boot.
 
     asks_month: it is the attempt of the day that asks whether the month is still spent. asks_date: it asks for the
-    server's date.
+    server's date. record: the time of its record where that is another clock's, in milliseconds.
     """
 
     token: str
@@ -98,6 +98,7 @@ class Counted(NamedTuple):
     months: Sequence[str]
     asks_month: bool = False
     asks_date: bool = False
+    record: int = 0
 
 
 class RetryAfter(NamedTuple):

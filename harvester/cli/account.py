@@ -21,14 +21,12 @@ from harvester.config.options import (
     ListFormatName,
     LogFormatName,
     RunOptions,
-    by_name,
-    made_of,
 )
 from harvester.config.parsing import check_choice, groups_of, moment_of
 from harvester.config.sources import undashed
 from harvester.errors import RunStopping, UsageError
 from harvester.jsonlines import as_json
-from harvester.parameters import Group, Parameter
+from harvester.parameters import Group, Parameter, by_name, made_of
 from harvester.progress import InvalidLine, counted
 from harvester.reporting.reporter import Reporter
 from harvester.reporting.terminal import print_out

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from harvester.config import sources
 from harvester.errors import (
+    BudgetUnreachable,
     ConnectionsBusy,
     DatasetBusy,
     HarvesterError,
@@ -55,8 +56,8 @@ EXIT_CODES: dict[int, str] = {
     SOME_FAILED: "finished, but some calls failed: repeat it later; "
     "or too many lines are invalid (the message says so): fix the list",
     TOO_MANY_FAILED: "too many calls failed or were refused",
-    STOPPED: "stopped and resumable (a signal, an outage, throttled for hours, dataset or connections in use): "
-    "repeat it",
+    STOPPED: "stopped and resumable (a signal, an outage, throttled for hours, dataset or connections in use, "
+    "shared budget out of reach): repeat it",
     REFUSED: "the token or the plan was refused",
     MONTH_SPENT: "the month is spent: repeat it next month",
     OUTPUT: "the output could not be written, or is damaged (verify, repair)",
@@ -71,6 +72,7 @@ _BY_ERROR: tuple[tuple[type[HarvesterError], int], ...] = (
     (OutputError, OUTPUT),
     (DatasetBusy, STOPPED),
     (ConnectionsBusy, STOPPED),
+    (BudgetUnreachable, STOPPED),
     (UsageError, USAGE),
 )
 
@@ -148,7 +150,7 @@ def run_on_end(command: str, manifest: str, code: int, warn: Callable[[str], Non
 
     manifest: its path, empty where there is none. warn: called if the command fails, which changes no exit code.
     """
-    from harvester.credentials.token_sources import SECRET_VARIABLES, shell_hint  # noqa: PLC0415 - few runs need it
+    from harvester.credentials.secret_command import SECRET_VARIABLES, shell_hint  # noqa: PLC0415 - few runs need it
 
     try:
         words = words_of(command)

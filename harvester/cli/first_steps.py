@@ -21,12 +21,10 @@ from harvester.config.options import (
     RowsName,
     ShapeName,
     TargetName,
-    made_of,
-    names_in,
 )
 from harvester.credentials.options import LoginOptions, TokenStoreOptions
 from harvester.errors import UsageError
-from harvester.parameters import Parameter
+from harvester.parameters import Parameter, made_of, names_in
 from harvester.reporting.terminal import for_stdout, print_out, say
 from harvester.shutdown import OK
 
@@ -165,13 +163,16 @@ def config(
 
 def _without_secret(setting: sources.Setting) -> sources.Setting:
     """Return a setting as it may be shown: without a token command's arguments, or a secret in place of its file."""
-    from harvester.credentials.redaction import shown_command, shown_path
+    from harvester.credentials.redaction import shown_command, shown_path, shown_url
 
     shorten = {
         "token_command": shown_command,
         "on_end": shown_command,
         "token_file": shown_path,
         "client_secret_file": shown_path,
+        "budget": shown_url,
+        "budget_password_file": shown_path,
+        "budget_password_command": shown_command,
     }.get(setting.name)
     if shorten is None or setting.value is None:
         return setting

@@ -16,13 +16,14 @@ from harvester.bitly.bitlinks import Bitlink, parse
 from harvester.bitly.facets import FACETS
 from harvester.bitly.query import Period
 from harvester.clock import utc_iso, utc_text
-from harvester.config.options import RunOptions, ShowOptions, by_name, made_of
+from harvester.config.options import RunOptions, ShowOptions
 from harvester.config.parsing import seconds_of
 from harvester.credentials.token_sources import token_is_at_hand
 from harvester.errors import InvalidBitlink, OutputError, UsageError
 from harvester.events import Event, Field
 from harvester.links.feed import IterableFeed
 from harvester.lookup import look_up
+from harvester.parameters import by_name, made_of
 from harvester.progress import InvalidLine, RunProgress, WaitReason
 from harvester.reporting.reporter import wait_in_words
 from harvester.reporting.terminal import escaped, printing, say

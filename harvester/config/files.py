@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, get_origin
 
 from harvester.config.mistakes import bounded, choices_in, must_be, parse_error_text
-from harvester.config.options import TOKEN_OPTIONS, AccessOptions, alternatives, facets_in, names_in, nearest_of
+from harvester.config.options import TOKEN_OPTIONS, AccessOptions, facets_in, nearest_of
 from harvester.config.sources import (
     PREFIX,
     SEPARATE,
@@ -28,6 +28,7 @@ from harvester.config.sources import (
     written,
 )
 from harvester.errors import UsageError
+from harvester.parameters import alternatives, names_in
 
 if TYPE_CHECKING:
     from cyclopts import App

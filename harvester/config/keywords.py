@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypedDict, get_origin
 
-from harvester.config.options import RunOptions, alternatives, hints_in, made_of, nearest_of
+from harvester.config.options import RunOptions, nearest_of
 from harvester.config.sources import excluded_by
 from harvester.errors import UsageError
+from harvester.parameters import alternatives, hints_in, made_of
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 Duration: TypeAlias = str | float | timedelta
@@ -35,6 +36,11 @@ class MetricsKeywords(TypedDict, total=False):
     reserve: str
     account: str | None
     state_dir: AnyPath | None
+    budget: str | None
+    budget_password_file: AnyPath | None
+    budget_password_command: str | None
+    budget_prefix: str
+    egress: str | None
     attempts: int
     timeout: Duration
     transport: str

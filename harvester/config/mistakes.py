@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
-from harvester.config.options import alternatives
 from harvester.config.sources import DASH
+from harvester.parameters import alternatives
 
 if TYPE_CHECKING:
     from cyclopts import CycloptsError, MissingArgumentError

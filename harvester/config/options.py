@@ -4,11 +4,9 @@ A value is what was written: `parsing` checks it and gives it its unit. The grou
 """
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeAlias, TypeVar, cast, get_args
 
 from harvester.bitly.facets import FacetName
 from harvester.bitly.query import BASE_URL, MAX_CONNECTIONS
@@ -41,7 +39,10 @@ COMMON = frozenset(
 )
 """The options of a run that `--help` shows, beside --config; `--help-all` shows all of them."""
 TOKEN_OPTIONS = ("token_file", "token_command")
-_PATHS = frozenset({"out", "work_dir", "metrics_file", "state_dir", "token_file", "token_store", "client_secret_file"})
+_PATHS = frozenset(
+    {"out", "work_dir", "metrics_file", "state_dir", "token_file", "token_store", "client_secret_file"}
+    | {"budget_password_file"}
+)
 
 
 def home_expanded(path: str, option: str) -> str:
@@ -250,6 +251,21 @@ class LimitOptions(PathOptions):
     state_dir: str | None = None
     "Folder of the budget, shared by all runs on this machine; by default the user's state folder."
 
+    budget: str | None = None
+    "A Redis that many hosts share in place of that folder's budget, such as redis://cache.example:6379/0."
+
+    budget_password_file: str | None = None
+    "A file whose first line is Redis' password; otherwise it comes from HARVESTER_BUDGET_PASSWORD, if that is set."
+
+    budget_password_command: str | None = None
+    "A command that prints Redis' password."
+
+    budget_prefix: str = "harvester"
+    "Prefix of the budget's keys in Redis."
+
+    egress: str | None = None
+    "Name of the IP address from which this host reaches Bitly, the same on all hosts behind it; by default its own."
+
     attempts: int = 5
     "Attempts before a call counts as failed."
 
@@ -341,59 +357,9 @@ class ShowOptions:
     "Wait no longer than this for a limit or an outage."
 
 
-def by_name(options: Any) -> dict[str, Any]:
-    """Return the values of a group's options, also of the groups in it, by name."""
-    groups, own = _layout(cast("type", type(options)))
-    found = {name: getattr(options, name) for name in own}
-    for name in groups:
-        found |= by_name(getattr(options, name))
-    return found
-
-
-def made_of(kind: type[T], given: Mapping[str, Any]) -> T:
-    """Return a group of options, with the groups in it, from values by name, among which may be those of others."""
-    groups, own = _layout(cast("type", kind))
-    values = {name: given[name] for name in own if name in given}
-    for name, group in groups.items():
-        values[name] = made_of(group, given)
-    return kind(**values)
-
-
-def alternatives(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or any other hint alone."""
-    return get_args(hint) if get_origin(hint) in {Union, UnionType} else (hint,)
-
-
 def nearest_of(name: str, known: Iterable[str], otherwise: str) -> str:
     """Return the end of an error about an unknown name: the known name nearest to it, or otherwise if none is near."""
     from difflib import get_close_matches  # noqa: PLC0415 - only a mistake needs it
 
     nearest = get_close_matches(name.replace("-", "_"), [*known], 1)
     return f"; did you mean {nearest[0]}?" if nearest else otherwise
-
-
-def names_in(kind: type) -> list[str]:
-    """Return the names of a group's options, also of the groups in it."""
-    return list(hints_in(kind))
-
-
-@cache
-def hints_in(kind: type) -> Mapping[str, Any]:
-    """Return the type hints of a group's options, also of the groups in it, by name; without what Annotated adds."""
-    groups, own = _layout(kind)
-    found = {name: get_args(hint)[0] if get_origin(hint) is Annotated else hint for name, hint in own.items()}
-    for group in groups.values():
-        found |= hints_in(group)
-    return found
-
-
-@cache
-def _layout(kind: type) -> tuple[dict[str, type], dict[str, Any]]:
-    """Return the groups in a group of options, and the type hints of its own options, by name.
-
-    They are types, not text, as long as this module does not postpone annotations. `typing.get_type_hints`, which
-    evaluates text too, took a quarter of the CPU of one link from Python.
-    """
-    hints = {each.name: each.type for each in fields(kind)}
-    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
-    return groups, {name: hint for name, hint in hints.items() if name not in groups}

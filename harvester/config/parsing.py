@@ -25,9 +25,10 @@ from harvester.bitly.query import (
 from harvester.budget.limits import PLAN_MONTHS, RequestedLimits
 from harvester.clock import utc_iso
 from harvester.config.base_url import checked_base_url
-from harvester.config.options import LimitOptions, QueryOptions, RunOptions, TransportName, by_name
+from harvester.config.options import LimitOptions, QueryOptions, RunOptions, TransportName
 from harvester.errors import UsageError
 from harvester.misplaced import looks_like_token
+from harvester.parameters import by_name
 from harvester.shutdown import FailureLimit
 
 T = TypeVar("T")
@@ -100,13 +101,13 @@ def typed(options: RunOptions) -> TypedOptions:
 def refuse_tokens(options: RunOptions) -> None:
     """Refuse a token that stands where an option expects something else: a folder of its name would show it.
 
-    A token's own options say by themselves what they expect.
+    The options of secrets say by themselves what they expect.
 
     Raises:
         UsageError: a value looks like one, and nothing has that name.
     """
     for name, value in by_name(options).items():
-        if name in {"token_file", "token_command"}:
+        if name.endswith(("token_file", "token_command", "password_file", "password_command")):
             continue
         for text in [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else ():
             if looks_like_token(str(text)) and not os.path.lexists(text):

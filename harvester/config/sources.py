@@ -28,7 +28,7 @@ _OWN = {"status": frozenset({"every"})}
 """So with single options of a command: --every is a time for status, and a calendar period for run."""
 _WITHOUT = frozenset({"config", "init"})
 """Commands without settings of their own: they are about settings."""
-RIVALS = (TOKEN_OPTIONS, ("plan", "per_month"))
+RIVALS = (TOKEN_OPTIONS, ("plan", "per_month"), ("budget_password_file", "budget_password_command"))
 """Once a source names one option of a group, sources of lower precedence are ignored for the whole group."""
 _PERIOD_OPTIONS = ("day", "since", "until")
 _WINDOW_OPTIONS = ("unit", "units", "unit_reference")

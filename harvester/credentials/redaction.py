@@ -1,6 +1,7 @@
 """What may be shown of a command line and of options, in which a secret may stand by mistake."""
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 
 _SHORTEST_SECRET = 20
@@ -23,13 +24,24 @@ def shown_command(command: str) -> str:
     return f"{name} …" if arguments else name
 
 
+def shown_url(url: str) -> str:
+    """Return a URL with `…` in place of a user and a password."""
+    return re.sub(r"//.*@", "//…@", url)
+
+
 def without_secrets(words: Iterable[str]) -> Iterator[str]:
     """Yield the words of a command line; `…` stands for what may be a secret.
 
     No option takes a token, but one may stand by mistake where the path of its file was expected, and the arguments of
     a token command may hold a password.
     """
-    hide = {"--token-file": shown_path, "--token-command": shown_command}
+    hide = {
+        "--token-file": shown_path,
+        "--token-command": shown_command,
+        "--budget": shown_url,
+        "--budget-password-file": shown_path,
+        "--budget-password-command": shown_command,
+    }
     option = ""
     for word in words:
         name, equals, value = word.partition("=")
@@ -45,6 +57,8 @@ def without_secrets(words: Iterable[str]) -> Iterator[str]:
 
 def may_hold_secret(variable: str, value: str) -> bool:
     """Return whether a variable's value may not be kept: a command with arguments, or a secret in a path's place."""
-    if variable.endswith("_TOKEN_FILE"):
+    if variable.endswith(("_TOKEN_FILE", "_PASSWORD_FILE")):
         return may_be_secret(value)
-    return variable.endswith(("_TOKEN_COMMAND", "_ON_END")) and shown_command(value) != value
+    if variable.endswith("_BUDGET"):
+        return shown_url(value) != value
+    return variable.endswith(("_TOKEN_COMMAND", "_PASSWORD_COMMAND", "_ON_END")) and shown_command(value) != value

@@ -10,6 +10,7 @@ import re
 import stat
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 from harvester.credentials.redaction import may_be_secret
 from harvester.errors import UsageError
@@ -38,11 +39,17 @@ _FLAWS: tuple[tuple[str, str], ...] = (
 """What may stand around a secret, by a pattern from its beginning on, and what to do. The first that matches counts."""
 
 
-def secret_in_file(option: str, path: str, what: str, warn: Callable[[str], None]) -> str:
+CheckedSecret: TypeAlias = Callable[[str, str, str], str]
+"""Returns the secret in a text, given where that comes from and what it is; raises UsageError if it is none."""
+
+
+def secret_in_file(
+    option: str, path: str, what: str, warn: Callable[[str], None], checked: "CheckedSecret | None" = None
+) -> str:
     """Return the secret in a file's first line. Raises UsageError if it is none or cannot be read.
 
     option: the option that names the file. what: what the secret is, for errors. warn: called once if the file is a
-    named pipe, and is not written to at once.
+    named pipe, and is not written to at once. checked: by default `checked_secret`.
     """
     try:
         if stat.S_ISFIFO(os.stat(path).st_mode):
@@ -50,7 +57,7 @@ def secret_in_file(option: str, path: str, what: str, warn: Callable[[str], None
         else:
             with open(path, encoding="utf-8", errors="replace") as stream:
                 text = stream.read(_LONGEST_BYTES)
-        return checked_secret(first_line(text), f"{option} {path}", what)
+        return (checked or checked_secret)(first_line(text), f"{option} {path}", what)
     except OSError as error:
         if may_be_secret(path):  # must not be repeated
             raise UsageError(f"must be the path of a file that contains the {what}", option=option) from None
@@ -100,6 +107,14 @@ def checked_secret(text: str, source: str, what: str) -> str:
     if not re.fullmatch(r"[!-~]+", secret):
         raise UsageError(f"{source}: a {what} has no spaces or special characters; is it the right one?")
     return secret
+
+
+def any_password(text: str, source: str, what: str) -> str:
+    """Return a password as it stands: unlike a token it may have any character but a line's end."""
+    password = text.rstrip("\r\n")
+    if not password:
+        raise UsageError(f"{source}: contains no {what}")
+    return password
 
 
 def warn_of_readers(option: str, path: str, warn: Callable[[str], None]) -> None:

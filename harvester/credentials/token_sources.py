@@ -5,12 +5,8 @@ callable that is passed. The source is read again when Bitly refuses the token, 
 error repeats a secret.
 """
 
-import atexit
 import inspect
 import os
-import shlex
-import shutil
-import subprocess
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -18,21 +14,10 @@ from harvester.bitly.query import BASE_URL
 from harvester.config.base_url import checked_base_url
 from harvester.config.options import AccessOptions, RunOptions
 from harvester.credentials.redaction import shown_path
-from harvester.credentials.secret_text import (
-    SILENT_SECONDS,
-    SOURCE_SECONDS,
-    checked_secret,
-    first_line,
-    secret_in_file,
-    warn_of_readers,
-)
+from harvester.credentials.secret_command import secret_in_command
+from harvester.credentials.secret_text import checked_secret, secret_in_file, warn_of_readers
 from harvester.credentials.token_store import TokenStore
 from harvester.errors import HarvesterError, UsageError
-
-_WITHOUT_SHELL = "runs without a shell, so pipes, variables and ~ are not understood; for those, use sh -c '…'"
-_SHELLS = frozenset({"sh", "bash", "dash", "zsh", "ksh", "fish"})
-SECRET_VARIABLES = frozenset({"BITLY_TOKEN", "HARVESTER_CLIENT_SECRET"})
-"""Not handed to the commands of --token-command and --on-end, which need neither."""
 
 TokenGiven: TypeAlias = str | Callable[[], str] | None
 """A token passed from Python: a text, or a callable that returns one."""
@@ -51,7 +36,7 @@ def token_source(options: AccessOptions, warn: Callable[[str], None]) -> Callabl
         warn_of_readers("--token-file", path, warn)
         return lambda: secret_in_file("--token-file", path, "token", warn)
     if command is not None:
-        return lambda: _token_from_command(command, warn)
+        return lambda: secret_in_command("--token-command", command, "token", warn)
     return lambda: _unnamed_token(options)
 
 
@@ -93,70 +78,6 @@ def _unnamed_token(options: AccessOptions) -> str:
 
 def _store_for(options: AccessOptions) -> TokenStore:
     return TokenStore(checked_base_url(options.base_url), options.token_store)
-
-
-def _token_from_command(command: str, warn: Callable[[str], None]) -> str:
-    try:
-        printed = _printed_by(shlex.split(command), warn)
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
-        # Without the exception's text, which may contain what the command printed.
-        raise UsageError(
-            f"failed ({_failure(error)}). It {_WITHOUT_SHELL}. Run it by hand to see what is wrong",
-            option="--token-command",
-        ) from error
-    try:
-        return checked_secret(first_line(printed), "--token-command", "token")
-    except UsageError as error:
-        if hint := shell_hint(shlex.split(command)):
-            raise UsageError(f"{error}. {hint}") from None
-        raise
-
-
-def shell_hint(words: list[str]) -> str:
-    """Return what to do if a command that runs without a shell seems to need one; empty if not."""
-    if os.path.basename(words[0]) in _SHELLS:
-        return ""
-    if any("|" in word or "$" in word or "`" in word or word.startswith("~") for word in words):
-        return f"It {_WITHOUT_SHELL}"
-    if os.sep not in words[0] and os.path.isfile(words[0]) and shutil.which(words[0]) is None:
-        return f"It runs without a shell and is looked for in PATH: for the file in this folder, use ./{words[0]}"
-    return ""
-
-
-def _failure(error: Exception) -> str:
-    """Return what happened to a token command, without its words and what it printed."""
-    match error:
-        case FileNotFoundError():
-            return "no such program"
-        case subprocess.CalledProcessError():
-            return f"exit code {error.returncode}"
-        case subprocess.TimeoutExpired():
-            return f"no end within {SOURCE_SECONDS} s"
-        case ValueError() | IndexError():
-            return "it is empty, or a quote is not closed"
-    return type(error).__name__
-
-
-def _printed_by(words: list[str], warn: Callable[[str], None]) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in SECRET_VARIABLES}
-    process = subprocess.Popen(  # noqa: S603 - the user's own command
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
-    )
-    with process:
-        atexit.register(process.kill)  # the process can end while a thread still reads from the command
-        try:
-            try:
-                printed, _ = process.communicate(timeout=SILENT_SECONDS)
-            except subprocess.TimeoutExpired:
-                warn(f"waiting for the token: --token-command has not ended yet; it gets {SOURCE_SECONDS} s")
-                printed, _ = process.communicate(timeout=SOURCE_SECONDS - SILENT_SECONDS)
-        finally:
-            process.kill()  # does nothing to a command that has ended
-            process.wait()  # Popen.__exit__ does not wait for long after KeyboardInterrupt
-            atexit.unregister(process.kill)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, words[0])
-    return printed.decode(errors="replace")
 
 
 # --- from Python ---------------------------------------------------------------------------------------------------

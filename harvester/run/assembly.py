@@ -1,7 +1,8 @@
 """Options become a job, and what all runs of the machine share is opened for it: budgets and connections."""
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -21,12 +22,14 @@ from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
 from harvester.config.options import LimitOptions, QueryOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, groups_of, typed
+from harvester.credentials.budget_password import budget_password
 from harvester.credentials.token_sources import token_source
 from harvester.dataset.journal import PartLimits
 from harvester.dataset.manifest import Command, WindowCheck
 from harvester.dataset.stream_publisher import RowSink
 from harvester.errors import UsageError
 from harvester.events import RunObserver
+from harvester.fleet.address import RedisAddress, parse_address
 from harvester.groups.activity import SharedExports
 from harvester.groups.journal import ListRequest
 from harvester.groups.spool import CARRIED, COLUMN, SharedList, Spooled
@@ -42,6 +45,7 @@ from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
 from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.sharing.home import Home
 from harvester.sharing.machine_home import machine_slots, open_machine_home
+from harvester.sharing.redis_home import open_redis_home
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal
 from harvester.storage.folders import state_folder
 from harvester.transport.connection_slots import ConnectionSlots
@@ -95,8 +99,8 @@ class Job:
     carry of the links of groups. shared: the list of groups' links that this run has together with others of its
     command; None for one of its own. skip_idle: no call for a link of which an export of its group states that it has
     no clicks. in_group: the group of the links of the lists. refresh: None for links that are asked for once. exports:
-    see SharedExports. copy: where another dataset's journal has a copy of this run's. cluster: makes the calls instead
-    of this run's workers.
+    see SharedExports. redis: where the budget is shared with other hosts; None for this machine's own. copy: where
+    another dataset's journal has a copy of this run's. cluster: makes the calls instead of this run's workers.
     """
 
     sources: list[Source]
@@ -139,6 +143,7 @@ class Job:
     exports: SharedExports | None = None
     copy: JournalCopy | None = None
     cluster: Cluster | None = None
+    redis: RedisAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +192,14 @@ async def _open_home(
     job: Job, private: str | Callable[[], str], observer: RunObserver, shutdown: ShutdownSignal
 ) -> Home:
     folder = state_folder(job.state_dir, private, observer.warn)
-    return await open_machine_home(folder, observer, shutdown)
+    machine = await open_machine_home(folder, observer, shutdown)
+    if job.redis is None:
+        return machine
+    try:
+        return await open_redis_home(job.redis, machine.database, folder, observer, shutdown)
+    except BaseException:
+        machine.close()
+        raise
 
 
 @asynccontextmanager
@@ -198,14 +210,17 @@ async def shared_pool(job: Job, private: str, observer: RunObserver, shutdown: S
         ConnectionsBusy: other processes use all of them. UsageError: as `pooled`.
     """
     settings = job.client_settings
-    folder = state_folder(job.state_dir, private, observer.warn)
-    slots = machine_slots(folder, _server_of(job), settings.connections)
-    await slots.join()
-    try:
+    with ExitStack() as stack:
+        if job.redis is None:
+            folder = state_folder(job.state_dir, private, observer.warn)
+            slots = machine_slots(folder, _server_of(job), settings.connections)
+        else:
+            home = stack.enter_context(closing(await _open_home(job, private, observer, shutdown)))
+            slots = home.slots(_server_of(job), settings.connections)
+        await slots.join()
+        stack.callback(slots.leave)
         async with pooled(slots, shutdown, settings.base_url, direct=settings.direct, note=observer.note) as pool:
             yield pool
-    finally:
-        slots.leave()
 
 
 def _server_of(job: Job) -> str:
@@ -314,6 +329,7 @@ def build_job(
         limits=values.limits,
         account=values.account,
         state_dir=options.limits.state_dir,
+        redis=_redis_of(options.limits, warn),
         client_settings=_client_settings(values, options.limits, options.query),
         breaker_rules=BreakerRules(limit_seconds=values.outage_limit_seconds),
         max_calls=options.stopping.max_calls,
@@ -352,6 +368,13 @@ def _carried_of(listed: ListRequest, options: RunOptions) -> tuple[str, ...]:
     names = columns_in(options.list.carry) if options.list.carry is not None else ()
     find_carried(CARRIED, names, listed.words)
     return names
+
+
+def _redis_of(limits: LimitOptions, warn: Callable[[str], None]) -> RedisAddress | None:
+    if limits.budget is None:
+        return None
+    egress = limits.egress or os.uname().nodename
+    return parse_address(limits.budget, limits.budget_prefix, egress, budget_password(limits, warn))
 
 
 def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOptions) -> ClientSettings:

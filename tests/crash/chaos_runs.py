@@ -26,7 +26,8 @@ from harvester.cli.exit_codes import observer_for, report_error
 from harvester.client import attempt
 from harvester.client.circuit_breaker import BreakerRules
 from harvester.client.client import ClientSettings
-from harvester.config.options import RunOptions, made_of
+from harvester.config.options import RunOptions
+from harvester.parameters import made_of
 from harvester.rows.decode import HashingReader, rows_of
 from harvester.rows.encode import PartFormat
 from harvester.run import assembly, harvest, job  # noqa: F401

@@ -22,7 +22,8 @@ import pytest
 
 import harvester
 from harvester.config.keywords import HarvestKeywords, StreamKeywords, run_options
-from harvester.config.options import AccessOptions, RunOptions, names_in
+from harvester.config.options import AccessOptions, RunOptions
+from harvester.parameters import names_in
 from tests.conftest import Served
 from tests.support.commands import ROOT, TOKEN, environment
 from tests.support.commands import harvester as command

@@ -14,7 +14,8 @@ from harvester.cli.command_line import described
 from harvester.config import sources
 from harvester.config.files import files_read
 from harvester.config.mistakes import parse_error_text
-from harvester.config.options import COMMON, RunOptions, home_expanded, names_in
+from harvester.config.options import COMMON, RunOptions, home_expanded
+from harvester.parameters import names_in
 from harvester.reporting.terminal import say
 
 if TYPE_CHECKING:

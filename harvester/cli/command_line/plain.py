@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, NamedTuple, cast, get_args, get_orig
 from harvester.cli.command_line import COMMANDS
 from harvester.config import sources
 from harvester.config.files import paths_read
-from harvester.config.options import RunOptions, alternatives, made_of, names_in
+from harvester.config.options import RunOptions
 from harvester.errors import UsageError
-from harvester.parameters import Parameter
+from harvester.parameters import Parameter, alternatives, made_of, names_in
 
 _FOR_CYCLOPTS = frozenset(("init", "config", "login", "logout", "schema", "demo", "sandbox"))
 """Commands that are not run often enough for a difference."""

@@ -15,8 +15,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -416,10 +417,11 @@ class World:
     A window may begin at any moment, and the way takes up to half a second, for one attempt and not for the next.
     """
 
-    def __init__(self, path: Path, begin: datetime) -> None:
+    def __init__(self, begin: datetime, starting_on: Callable[[Machine], AbstractContextManager[Start]]) -> None:
         self.machine = Machine(begin)
         self._stack = ExitStack()
-        self._start = self._stack.enter_context(starting(path, self.machine))
+        self._start = self._stack.enter_context(starting_on(self.machine))
+        self._endpoints: dict[int, str] = {}
         self._processes: dict[int, MachineBudget] = {}
         self._taken = 0
         self._windows: dict[tuple[str, str], list[Sent]] = {}
@@ -441,6 +443,7 @@ class World:
             self._month_known = self._month_known and self.machine.wrong == 0.0
         account = ACCOUNT._replace(token=token)
         self._processes[process] = self._start(*limits, account=account, endpoint=endpoint)
+        self._endpoints[id(self._processes[process])] = endpoint
 
     def pass_time(self, seconds: float) -> None:
         self.machine.seconds += seconds
@@ -513,7 +516,7 @@ class World:
         for name in SPANS:
             asked = budget.requested.limits(reported_per_hour=10**6).of(name)
             assert 0 < new.limits.of(name) <= asked or not asked
-        scope = self._windows.setdefault((budget.account.token, budget._usage._endpoint), [])
+        scope = self._windows.setdefault((budget.account.token, self._endpoints[id(budget)]), [])
         scope.append(new)
         for name, span in SPANS.items():
             near = [sent for sent in scope if abs(sent.arrived - new.arrived) < span]
@@ -599,7 +602,17 @@ def test_no_window_and_no_month_ever_holds_more_than_its_limit_whatever_happens(
 def check_a_world(
     begin: datetime, limits: tuple[int | None, int | None, int], events: list[tuple[str, dict[str, object]]]
 ) -> None:
-    with quick_folder() as folder, closing(World(folder / "budget.sqlite", begin)) as world:
+    with quick_folder() as folder:
+        play(begin, limits, events, partial(starting, folder / "budget.sqlite"))
+
+
+def play(
+    begin: datetime,
+    limits: tuple[int | None, int | None, int],
+    events: list[tuple[str, dict[str, object]]],
+    starting_on: Callable[[Machine], AbstractContextManager[Start]],
+) -> None:
+    with closing(World(begin, starting_on)) as world:
         world.start(0, limits, ACCOUNT.token, "clicks")
         for name, arguments in events:
             getattr(world, name)(**arguments)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from harvester._version import __version__
-from harvester.config.options import COMMON, RunOptions, names_in
+from harvester.config.options import COMMON, RunOptions
+from harvester.parameters import names_in
 from tests.support.in_process import command
 
 

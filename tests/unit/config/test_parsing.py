@@ -21,9 +21,6 @@ from harvester.config.options import (
     QueryOptions,
     RunOptions,
     UnitName,
-    by_name,
-    made_of,
-    names_in,
 )
 from harvester.config.parsing import (
     account_of,
@@ -39,6 +36,7 @@ from harvester.config.parsing import (
 from harvester.config.placeholders import filled_path
 from harvester.credentials.token_sources import token_source
 from harvester.errors import UsageError
+from harvester.parameters import by_name, made_of, names_in
 from harvester.shutdown import FailureLimit
 
 TOKEN = "0123456789abcdef0123456789abcdef01234567"

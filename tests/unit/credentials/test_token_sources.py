@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 import harvester
 from harvester.config.options import AccessOptions
-from harvester.credentials import secret_text, token_sources
+from harvester.credentials import secret_command, secret_text
+from harvester.credentials.secret_command import shell_hint
 from harvester.credentials.secret_text import checked_secret, secret_in_file
-from harvester.credentials.token_sources import shell_hint, token_origin, token_source
+from harvester.credentials.token_sources import token_origin, token_source
 from harvester.errors import UsageError
 from tests.conftest import Served
 from tests.support.commands import harvester as command
@@ -283,12 +284,12 @@ def test_a_named_pipe_is_read_until_its_writer_closes_it(tmp_path: Path) -> None
 
 
 def test_a_token_command_that_takes_long_is_waited_for_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_sources, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(secret_command, "SILENT_SECONDS", 0.05)
     said: list[str] = []
     assert token_source(AccessOptions(token_command=f"sh -c 'sleep 1; echo {TOKEN}'"), said.append)() == TOKEN
     assert [text.partition(":")[0] for text in said] == ["waiting for the token"]
     assert TOKEN not in said[0]
-    monkeypatch.setattr(token_sources, "SOURCE_SECONDS", 0.2)
+    monkeypatch.setattr(secret_command, "SOURCE_SECONDS", 0.2)
     with pytest.raises(UsageError, match="failed"):
         token_source(AccessOptions(token_command="sleep 3600"), said.append)()
 
