@@ -75,11 +75,12 @@ def harvest_dataframe(
     month, an outage and a deadline return, too: `stopped` in the manifest says why.
 
     out: as for `harvester.harvest`. token: a text or a callable, both of which the tasks get; by default each executor
-    uses the sources of the command, its own variables and files. carry: columns whose values the rows
-    carry. budget (an option): `redis://HOST:PORT/N`, which all executors share, or `machine` if all of them run on one
-    machine, as is the default with a local master; each host needs its `egress`, by default its own address. shards: the most tasks that make calls at the same time. shared: an absolute path that all
-    machines have mounted, or an object store's URL, for what the tasks have paid for; by default within `out`. The
-    rest are options of `harvest`.
+    uses the sources of the command: its own variables and files. carry: columns whose values the rows carry. shards:
+    the most tasks that make calls at the same time. shared: an absolute path that all machines have mounted, or an
+    object store's URL, for what the tasks have paid for; by default within `out`.
+
+    The rest are options of `harvest`. budget: `redis://HOST:PORT/N`, which all executors share, or `machine` if all of
+    them run on one machine, as is the default with a local master.
 
     Raises:
         UsageError: no request was sent. DatasetBusy: another process writes this output. OutputError: the output, or
