@@ -19,7 +19,7 @@ from harvester.config.keywords import AnyPath, Duration, MetricsKeywords, path_t
 from harvester.config.options import RunOptions
 from harvester.credentials.token_sources import TokenGiven, token_reader
 from harvester.engines.driver import ClusterDriver
-from harvester.engines.tasks import Shard, TaskPlan, TaskResult, run_shard
+from harvester.engines.tasks import ShardCalls, TaskPlan, TaskResult, run_shard
 from harvester.errors import UsageError
 from harvester.extras import import_pyarrow, import_pyspark
 from harvester.links.feed import IterableFeed
@@ -36,7 +36,6 @@ MACHINE = "machine"
 _DEFAULT_SHARDS = 8
 _SHARED = "spark"
 _SPECULATION = "spark.speculation"
-_WITH_TASKS = frozenset(MetricsKeywords.__annotations__) - {"max_time", "day", "partial"} | {"max_failures"}
 
 
 class SparkKeywords(MetricsKeywords, total=False):
@@ -100,7 +99,7 @@ def harvest_dataframe(
         place,
         partial(_submit, session),
         shards or _parallelism(session),
-        {name: value for name, value in given.items() if name in _WITH_TASKS},
+        chosen,
         token,
     )
     _in_own_loop(partial(_harvest, IterableFeed(_links_of(df, column, carry)), chosen, token, driver))
@@ -175,13 +174,13 @@ def _links_of(df: Any, column: str, carry: Sequence[str]) -> Iterator[Any]:
         yield (link, dict(zip(carry, row[1:], strict=True))) if carry else link
 
 
-def _submit(session: Any, plan: TaskPlan, shards: Sequence[Shard]) -> list[TaskResult]:
+def _submit(session: Any, plan: TaskPlan, shards: Sequence[ShardCalls]) -> list[TaskResult]:
     """Run all shards, each in a task, by one action."""
     tasks = session.range(0, len(shards), 1, len(shards)).mapInArrow(partial(_run, plan, shards), "result string")
     return [TaskResult.parse(row.result) for row in tasks.collect()]
 
 
-def _run(plan: TaskPlan, shards: Sequence[Shard], batches: Iterable[Any]) -> Iterator[Any]:
+def _run(plan: TaskPlan, shards: Sequence[ShardCalls], batches: Iterable[Any]) -> Iterator[Any]:
     """Run a task's shards on an executor. batches: record batches with their positions."""
     arrow, pyspark = import_pyarrow("harvester.spark needs pyarrow", extra="spark"), import_pyspark("a task")
     attempt = pyspark.TaskContext.get().taskAttemptId()

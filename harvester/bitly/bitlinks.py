@@ -7,7 +7,6 @@ a parsed bitlink parses to itself, so that the keys of calls do not depend on ho
 import json
 import re
 import unicodedata
-from hashlib import sha256
 from typing import NewType
 from urllib.parse import quote
 
@@ -243,8 +242,3 @@ def _check_back_half(back_half: str) -> None:
             raise InvalidBitlink(f"a bitlink cannot contain {character}")
     if found := _VARIATIONS.search(back_half):
         raise InvalidBitlink(f"a space, control or invisible character (U+{ord(found[0][1]):04X}) inside")
-
-
-def shard_of(bitlink: str, shards: int) -> int:
-    """Return the number of the shard, from 0, that a bitlink belongs to: the same on every machine and in every run."""
-    return int.from_bytes(sha256(bitlink.encode(), usedforsecurity=False).digest()[:8], "big") % shards

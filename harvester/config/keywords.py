@@ -67,6 +67,7 @@ class StreamKeywords(MetricsKeywords, total=False):
     all_groups: bool
     skip_idle: bool
     in_group: str | None
+    shard: str | None
 
 
 class HarvestKeywords(StreamKeywords, total=False):

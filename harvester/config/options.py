@@ -194,6 +194,9 @@ class ListOptions:
     prefer: PreferName | None = None
     "With --refresh: links that are clicked before idle ones, which are due at three times the age."
 
+    shard: str | None = None
+    "Only a part of the links, such as 3/8: the third of eight, for eight jobs with the same list and an output each."
+
     retry_failed: bool = False
     "Also make calls again that have failed in three runs."
 

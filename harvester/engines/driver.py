@@ -14,30 +14,30 @@ from dataclasses import fields
 from functools import partial
 from itertools import islice
 from tempfile import TemporaryFile
-from typing import Any
 
 import orjson
 
-from harvester.bitly.bitlinks import shard_of
+from harvester.config.options import RunOptions
 from harvester.credentials.token_sources import TokenGiven
 from harvester.dataset.dataset import Dataset
 from harvester.dataset.journal import HELD, Record
 from harvester.dataset.ledger import PINNED
 from harvester.engines.answers import JOB, AnswerReader, FoundAnswer, links_name
 from harvester.engines.shared_folder import SharedFolder, open_shared
-from harvester.engines.tasks import FENCE_SECONDS, Shard, TaskPlan, TaskResult, line_of
+from harvester.engines.tasks import FENCE_SECONDS, ShardCalls, TaskPlan, TaskResult, line_of
 from harvester.errors import RunStopping
 from harvester.events import RunObserver
 from harvester.progress import AttemptCounts
 from harvester.rows.call import REFUSED_STATE, ROW_STATE, CallState
 from harvester.rows.row import entry_of
 from harvester.run.harvest import GRACE_SECONDS
+from harvester.sharding import shard_of
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.threads import in_daemon
 from harvester.worklist.calls import Call
 from harvester.worklist.elsewhere import Bound, CallSource
 
-Submit = Callable[[TaskPlan, Sequence[Shard]], list[TaskResult]]
+Submit = Callable[[TaskPlan, Sequence[ShardCalls]], list[TaskResult]]
 """Runs `run_shard` for each shard in the cluster, and returns the results when all are over. Blocks."""
 _POLL_SECONDS = 1.0
 _BATCH_ANSWERS = 1000
@@ -60,7 +60,7 @@ class ClusterDriver:
         place: str,
         submit: Submit,
         shards: int,
-        options: Mapping[str, Any],
+        options: RunOptions,
         token: TokenGiven,
         *,
         most: int | None = None,
@@ -134,7 +134,7 @@ class ClusterCalls:
         """Take calls on: all of them."""
         worklist.count_pending(calls)
         for call in calls:
-            shard = shard_of(call.link.bitlink, len(self._files))
+            shard = shard_of(call.link.bitlink, len(self._files)) - 1
             self._files[shard].write(line_of(call.link))
             self._counts[shard] += 1
             self._pending[call.key] = _NEW if call.previous is None else call._replace(link=_NEW.link)
@@ -169,12 +169,12 @@ class ClusterCalls:
             self._bound.shutdown.request(stop)
             raise RunStopping
 
-    def _write_links(self) -> list[Shard]:
+    def _write_links(self) -> list[ShardCalls]:
         numbers = [number for number, count in enumerate(self._counts) if count]
         for number in numbers:
             self._files[number].seek(0)
             self._folder.put(links_name(self._plan.job, number), self._files[number].read())
-        return _allotted([Shard(number, self._counts[number]) for number in numbers], self._most)
+        return _allotted([ShardCalls(number, self._counts[number]) for number in numbers], self._most)
 
     async def _end_tasks(self) -> None:
         """Have the tasks end once the run is asked to: they look at the job's name."""
@@ -260,12 +260,12 @@ async def _adopt(dataset: Dataset, records: Mapping[bytes, Record]) -> None:
     await in_daemon(partial(dataset.commit, dataset.take_batch()))
 
 
-def _allotted(shards: list[Shard], most: int | None) -> list[Shard]:
+def _allotted(shards: list[ShardCalls], most: int | None) -> list[ShardCalls]:
     """Divide the calls that a run may make among shards, in proportion to the calls that each needs."""
     total = sum(shard.calls for shard in shards)
     if most is None or most >= total:
         return shards
-    allotted, before, given = list[Shard](), 0, 0
+    allotted, before, given = list[ShardCalls](), 0, 0
     for shard in shards:
         before += shard.calls
         share = most * before // total - given

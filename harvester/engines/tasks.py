@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
 from harvester.bitly.bitlinks import parse
 from harvester.bitly.query import Query
-from harvester.config.keywords import StreamKeywords, run_options
+from harvester.config.options import OutputOptions, RunOptions
 from harvester.credentials.token_sources import TokenGiven, token_reader
 from harvester.dataset.part_publisher import UNCOMMITTED_LIMIT
 from harvester.engines.answers import JOB, answered_keys, links_name, log_name
@@ -40,7 +40,7 @@ FENCE_SECONDS = 2.0
 _BUSY_SECONDS = 5.0
 
 
-class Shard(NamedTuple):
+class ShardCalls(NamedTuple):
     """A part of a job's links. calls: that it needs. most: the calls that it may make; None for all."""
 
     number: int
@@ -52,15 +52,15 @@ class Shard(NamedTuple):
 class TaskPlan:
     """What all tasks of a job have in common; it can be pickled.
 
-    place: of the shared folder. query, run_id: the dataset's. options: as for `harvester.stream`, of limits and access.
-    until: when to stop, in seconds since 1970; None for never.
+    place: of the shared folder. query, run_id: the dataset's. options: of its run; those of limits and access are the
+    tasks' too. until: when to stop, in seconds since 1970; None for never.
     """
 
     place: str
     job: str
     query: Query
     run_id: str
-    options: Mapping[str, Any]
+    options: RunOptions
     token: TokenGiven
     until: float | None
 
@@ -88,7 +88,7 @@ class TaskResult:
         return cls(**{**found, "stop": tuple(found["stop"]) if found["stop"] else None})
 
 
-def run_shard(plan: TaskPlan, shard: Shard, attempt: int, run: RunJob) -> TaskResult:
+def run_shard(plan: TaskPlan, shard: ShardCalls, attempt: int, run: RunJob) -> TaskResult:
     """Make a shard's calls, except those that an earlier attempt has paid for. Blocks until it is done or stopped.
 
     attempt: its number, which no other attempt of the job has. run: `run.job.run`.
@@ -96,7 +96,7 @@ def run_shard(plan: TaskPlan, shard: Shard, attempt: int, run: RunJob) -> TaskRe
     return asyncio.run(_run(plan, shard, attempt, run))
 
 
-async def _run(plan: TaskPlan, shard: Shard, attempt: int, run: RunJob) -> TaskResult:
+async def _run(plan: TaskPlan, shard: ShardCalls, attempt: int, run: RunJob) -> TaskResult:
     name, shutdown, observer = log_name(plan.job, shard.number, attempt), ShutdownSignal(), LoggingObserver()
     result = partial(TaskResult, name, socket.gethostname())
     try:
@@ -117,8 +117,10 @@ async def _run(plan: TaskPlan, shard: Shard, attempt: int, run: RunJob) -> TaskR
     return result(asdict(outcome.status.attempts), said)
 
 
-def _job_of(plan: TaskPlan, shard: Shard, feed: "ShardFeed", log: Log, observer: LoggingObserver, paid: int) -> Job:
-    options = run_options(plan.options, StreamKeywords, STDOUT)
+def _job_of(
+    plan: TaskPlan, shard: ShardCalls, feed: "ShardFeed", log: Log, observer: LoggingObserver, paid: int
+) -> Job:
+    options = replace(plan.options, output=OutputOptions(out=STDOUT))
     read_token = token_reader(plan.token, options)
     job = build_job(feed, options, observer.warn, read_token, _NoReader())
     left = None if plan.until is None else max(plan.until - time.time(), 0.0)

@@ -1,7 +1,7 @@
 """Batches of links: consecutive lines of a list, each sorted into links, invalid lines, blanks and comments."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol, TypeGuard
 
 from harvester.bitly.bitlinks import Bitlink, links_in, parse
@@ -18,6 +18,7 @@ from harvester.links.columns import (
     refuse_crowded,
 )
 from harvester.progress import Carried, InvalidLine
+from harvester.sharding import Shard
 
 BATCH_LINES = GROUP_LINES
 """The largest number of lines in a batch, whose links are looked up in the ledger with one query."""
@@ -59,6 +60,19 @@ class Feed(Protocol):
         Raises:
             InputBroken: the list cannot be read to its end.
         """
+
+
+def batch_of_shard(batch: Batch, shard: Shard | None) -> Batch:
+    """Return what a batch has of a shard: its links and invalid lines, each of which belongs to one shard.
+
+    Lines of other shards are not counted, so that a shard is a list of its own. shard: None for the whole.
+    """
+    if shard is None:
+        return batch
+    links = [link for link in batch.links if shard.has(link.bitlink)]
+    invalid = [line for line in batch.invalid if shard.has(line.text)]
+    lines = batch.lines - len(batch.links) + len(links) - len(batch.invalid) + len(invalid)
+    return replace(batch, lines=lines, links=links, invalid=invalid)
 
 
 def batch_of_links(links: Sequence[object], name: str, first: int) -> Batch:

@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 
 from harvester.bitly.bitlinks import is_bitlink
 from harvester.errors import InputBroken, UsageError
-from harvester.links.batch import Batch, batch_of_links
+from harvester.links.batch import Batch, batch_of_links, batch_of_shard
 from harvester.links.files import Source, read
+from harvester.sharding import Shard
 from harvester.threads import QueueClosed, ThreadToLoopQueue, in_daemon
 
 AnyPath: TypeAlias = str | os.PathLike[str]
@@ -45,7 +46,8 @@ class IterableFeed:
 
     An iterable is read in a thread of its own, because it may block; an asynchronous one in a task of its own. Either
     is read once, at most _READ_AHEAD links ahead, and closed at the end if it is a generator. error: the exception that
-    the iterable raised, for which `next` and `all` raise InputBroken.
+    the iterable raised, for which `next` and `all` raise InputBroken. shard: the part of the links to
+    yield, None for all.
 
     Raises:
         UsageError: links is not iterable.
@@ -64,6 +66,7 @@ class IterableFeed:
         self._reader: _ThreadReader | _TaskReader | None = None
         self._ready: deque[Batch] = deque()
         self._read = 0
+        self.shard: Shard | None = None
 
     async def next(self) -> Batch | None:
         """Return the links read since, at least one; None at the end."""
@@ -93,7 +96,7 @@ class IterableFeed:
             self._reader = _TaskReader(links) if isinstance(links, AsyncIterable) else _ThreadReader(links)
         received = await self._reader.take()
         if received:
-            batch = batch_of_links(received, GIVEN, self._read + 1)
+            batch = batch_of_shard(batch_of_links(received, GIVEN, self._read + 1), self.shard)
             self._read += len(received)
             return batch
         self.error = self._reader.error

@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 from harvester.bitly.bitlinks import links_in, parse
 from harvester.errors import InputBroken, InvalidBitlink, UsageError
-from harvester.links.batch import Batch, batch_of_column, batch_of_lines
+from harvester.links.batch import Batch, batch_of_column, batch_of_lines, batch_of_shard
 from harvester.links.beginning import CheckedText
 from harvester.links.columns import CHUNK, TOO_LONG, ColumnBatch, ListFormat, refuse_crowded
 from harvester.links.decoding import PeekedStream, decoded, is_compressed, is_parquet
 from harvester.links.lines import line_groups
 from harvester.links.tables import columns_in, read_csv, read_ndjson, read_tsv
+from harvester.sharding import Shard
 
 STDIN = "-"
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
@@ -38,7 +39,7 @@ class Source(NamedTuple):
     """A list to read.
 
     name: its name in messages and failures. path: None for standard input. column: the column of its links, by name or
-    number; None for the usual names. carry: the columns that rows carry.
+    number; None for the usual names. carry: the columns that rows carry. shard: the part of it to read, None for all.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Source(NamedTuple):
     format: ListFormat = ListFormat.LINES
     column: str | None = None
     carry: tuple[str, ...] = ()
+    shard: Shard | None = None
 
     @property
     def rereadable(self) -> bool:
@@ -106,7 +108,7 @@ def read(sources: Iterable[Source]) -> Iterator[Batch]:
         last = 0
         try:
             for batch in _batches(source):
-                yield batch
+                yield batch_of_shard(batch, source.shard)
                 last = batch.last
         except (OSError, EOFError, zlib.error) as error:
             place = f"past line {last}" if last else "from line 1 on"

@@ -20,7 +20,7 @@ from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
-from harvester.config.options import LimitOptions, QueryOptions, RunOptions
+from harvester.config.options import LimitOptions, ListOptions, QueryOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, groups_of, typed
 from harvester.credentials.budget_password import budget_password
 from harvester.credentials.token_sources import token_source
@@ -43,6 +43,7 @@ from harvester.rows.schema import Shape
 from harvester.run.abort_rules import WindowGuard
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
 from harvester.run.telemetry import PROGRESS_SECONDS
+from harvester.sharding import Shard, parse_shard
 from harvester.sharing.home import Home
 from harvester.sharing.machine_home import machine_slots, open_machine_home
 from harvester.sharing.redis_home import open_redis_home
@@ -99,8 +100,9 @@ class Job:
     carry of the links of groups. shared: the list of groups' links that this run has together with others of its
     command; None for one of its own. skip_idle: no call for a link of which an export of its group states that it has
     no clicks. in_group: the group of the links of the lists. refresh: None for links that are asked for once. exports:
-    see SharedExports. redis: where the budget is shared with other hosts; None for this machine's own. copy: where
-    another dataset's journal has a copy of this run's. cluster: makes the calls instead of this run's workers.
+    see SharedExports. redis: where the budget is shared with other hosts; None for this machine's own. shard: the part
+    of the links that is harvested, None for all. copy: where another dataset's journal has a copy of this run's.
+    cluster: makes the calls instead of this run's workers.
     """
 
     sources: list[Source]
@@ -144,6 +146,7 @@ class Job:
     copy: JournalCopy | None = None
     cluster: Cluster | None = None
     redis: RedisAddress | None = None
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,12 +310,15 @@ def build_job(
     Raises:
         UsageError: an invalid value, a list that does not exist, no token.
     """
-    values, output = typed(options), options.output
+    values, output, shard = typed(options), options.output, _shard_of(options.list)
     if warning := future_reference(values.query):
         warn(warning)
     sources, feed, listed = _input_of(lists, options)
+    if feed is not None:
+        feed.shard = shard
     return Job(
-        sources=sources,
+        sources=[source._replace(shard=shard) for source in sources],
+        shard=shard,
         feed=feed,
         listed=listed,
         carry=_carried_of(listed, options) if listed else (),
@@ -335,7 +341,7 @@ def build_job(
         max_calls=options.stopping.max_calls,
         retry_failed=options.list.retry_failed,
         retry_refused=options.list.retry_refused,
-        allow_empty=options.list.allow_empty,
+        allow_empty=options.list.allow_empty or shard is not None,
         failure_limit=values.failure_limit,
         invalid_limit=values.invalid_limit,
         max_time_seconds=values.max_time_seconds,
@@ -370,6 +376,10 @@ def _carried_of(listed: ListRequest, options: RunOptions) -> tuple[str, ...]:
     return names
 
 
+def _shard_of(options: ListOptions) -> Shard | None:
+    return None if options.shard is None else parse_shard(options.shard)
+
+
 def _redis_of(limits: LimitOptions, warn: Callable[[str], None]) -> RedisAddress | None:
     if limits.budget is None:
         return None
@@ -390,4 +400,4 @@ def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOpt
 
 def source_of(job: Job, listed: ListRequest, found: Spooled) -> Source:
     """Return the spooled links of groups as a list."""
-    return Source(listed.words, found.path, ListFormat.NDJSON, COLUMN, job.carry)
+    return Source(listed.words, found.path, ListFormat.NDJSON, COLUMN, job.carry, job.shard)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from harvester.engines.tasks import Shard, TaskPlan, TaskResult, run_shard
+from harvester.engines.tasks import ShardCalls, TaskPlan, TaskResult, run_shard
 from harvester.run import job
 
 AfterStart = Callable[[Sequence["subprocess.Popen[bytes]"]], None]
@@ -21,12 +21,12 @@ class ProcessCluster:
         self.attempts = 0
         self._after_start = after_start
 
-    def __call__(self, plan: TaskPlan, shards: Sequence[Shard]) -> list[TaskResult]:
+    def __call__(self, plan: TaskPlan, shards: Sequence[ShardCalls]) -> list[TaskResult]:
         first = [self._start(plan, shard) for shard in shards]
         self._after_start(first)
         return [self._result(plan, shard, process) for shard, process in zip(shards, first, strict=True)]
 
-    def _start(self, plan: TaskPlan, shard: Shard) -> "subprocess.Popen[bytes]":
+    def _start(self, plan: TaskPlan, shard: ShardCalls) -> "subprocess.Popen[bytes]":
         self.attempts += 1
         process = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -36,7 +36,7 @@ class ProcessCluster:
         process.stdin.close()
         return process
 
-    def _result(self, plan: TaskPlan, shard: Shard, process: "subprocess.Popen[bytes]") -> TaskResult:
+    def _result(self, plan: TaskPlan, shard: ShardCalls, process: "subprocess.Popen[bytes]") -> TaskResult:
         assert process.stdout is not None
         with process:
             text = process.stdout.read()

@@ -68,8 +68,7 @@ class Harvested:
     ) -> RunOutcome:
         chosen = run_options(options, SparkKeywords, str(self.out))
         job = build_job(IterableFeed(links), chosen, lambda _: None, lambda: TOKEN)
-        given = {name: value for name, value in options.items() if name not in {"max_calls", "part_rows"}}
-        cluster = ClusterDriver(self.place, submit, 2, given, TOKEN, most=job.max_calls)
+        cluster = ClusterDriver(self.place, submit, 2, chosen, TOKEN, most=job.max_calls)
         return await jobs.run(replace(job, cluster=cluster), shutdown, LoggingObserver())
 
     def bitlinks(self) -> list[str]:
@@ -190,7 +189,7 @@ def test_a_spent_month_is_how_a_run_ends_and_no_error(harvest: Harvested, bitly:
 def test_tasks_end_when_the_driver_is_asked_to(harvest: Harvested, bitly: Scripted) -> None:
     shutdown = ShutdownSignal()
 
-    def submit(plan: tasks.TaskPlan, shards: Sequence[tasks.Shard]) -> list[tasks.TaskResult]:
+    def submit(plan: tasks.TaskPlan, shards: Sequence[tasks.ShardCalls]) -> list[tasks.TaskResult]:
         def stop(_: object) -> None:
             loop.call_soon_threadsafe(shutdown.request, Stop(StopReason.SIGNAL, "by the test"))
 
@@ -215,5 +214,5 @@ def test_an_error_of_a_task_names_its_machine(harvest: Harvested) -> None:
     assert "worker-7: no token" in outcome.stop.message
 
 
-def _refused(plan: tasks.TaskPlan, shards: Sequence[tasks.Shard]) -> list[tasks.TaskResult]:
+def _refused(plan: tasks.TaskPlan, shards: Sequence[tasks.ShardCalls]) -> list[tasks.TaskResult]:
     return [tasks.TaskResult("answers", "worker-7", {}, error="no token") for _ in shards]
