@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n 6
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
 
-.PHONY: demo test fast nightly chaos fuzz mutants lint docs dockerfile picture bench bench-short clean
+.PHONY: demo test fast nightly spark chaos fuzz mutants lint docs dockerfile picture bench bench-short clean
 
 demo: .venv/run
 	$(BIN)/harvester demo
@@ -35,6 +35,11 @@ nightly: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m nightly
 	$(PYTEST) -m "hypothesis and not nightly" --hypothesis-profile=nightly
+
+# A real Spark on loopback, whose workers are killed. Installs 480 MB; needs Java, and SPARK_TESTS=required makes that sure.
+spark: .venv/spark
+	$(COMPILE)
+	SPARK_TESTS=required $(BIN)/python -m pytest tests/e2e/test_spark.py
 
 # Each operation on a file fails, the power is cut after each, and 1,000 random scenarios, of which each takes about a second
 # of CPU time; make test tries some of them.

@@ -6,7 +6,8 @@ a transformation again for each action, and again for a lost partition, and each
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,18 +22,18 @@ from harvester.credentials.token_sources import TokenGiven, token_reader
 from harvester.engines.driver import ClusterDriver
 from harvester.engines.tasks import ShardCalls, TaskPlan, TaskResult, run_shard
 from harvester.errors import UsageError
+from harvester.events import RunObserver, RunOutcome
 from harvester.extras import import_pyarrow, import_pyspark
 from harvester.links.feed import IterableFeed
 from harvester.reporting.logs import LoggingObserver
 from harvester.run import job as jobs
-from harvester.run.assembly import build_job
+from harvester.run.assembly import Job, build_job
 from harvester.series.expansion import rounds_of
+from harvester.sharing.home import MACHINE
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.storage.folders import resolve
-from harvester.storage.location import MANIFEST, STDOUT
+from harvester.storage.location import MANIFEST, STDOUT, is_url
 
-MACHINE = "machine"
-"""The budget of executors that all run on one machine: its file."""
 _DEFAULT_SHARDS = 8
 _SHARED = "spark"
 _SPECULATION = "spark.speculation"
@@ -42,6 +43,8 @@ class SparkKeywords(MetricsKeywords, total=False):
     """Options for the links of a DataFrame: also the output, when to stop, and which calls are made again."""
 
     work_dir: AnyPath | None
+    tasks: int | None
+    shared_dir: AnyPath | None
     max_failures: str | int | None
     max_invalid: str | int | None
     max_calls: int | None
@@ -64,8 +67,6 @@ def harvest_dataframe(
     column: str,
     token: TokenGiven = None,
     carry: Sequence[str] = (),
-    shards: int | None = None,
-    shared: AnyPath | None = None,
     **options: Unpack[SparkKeywords],
 ) -> dict[str, Any]:
     """Harvest the links of a DataFrame's column into a dataset, and return its `_manifest.json`. Blocks.
@@ -74,85 +75,63 @@ def harvest_dataframe(
     month, an outage and a deadline return, too: `stopped` in the manifest says why.
 
     out: as for `harvester.harvest`. token: a text or a callable, both of which the tasks get; by default each executor
-    uses the sources of the command: its own variables and files. carry: columns whose values the rows carry. shards:
-    the most tasks that make calls at the same time. shared: an absolute path that all machines have mounted, or an
-    object store's URL, for what the tasks have paid for; by default within `out`.
-
-    The rest are options of `harvest`. budget: `redis://HOST:PORT/N`, which all executors share, or `machine` if all of
-    them run on one machine, as is the default with a local master.
+    uses the sources of the command: its own variables and files. carry: columns whose values the rows carry. The rest
+    are options of `harvester run --engine spark`. budget: `redis://HOST:PORT/N`, which all executors share; or
+    `machine` if all of them run on one machine, as is the default with a local master.
 
     Raises:
         UsageError: no request was sent. DatasetBusy: another process writes this output. OutputError: the output, or
         the shared folder, cannot be written.
     """
     import_pyspark("harvester.spark needs pyspark")
-    target, session = path_text("out", out), df.sparkSession
-    if target == STDOUT:
-        raise UsageError("out: must be a folder, a file or an object store")
-    _check(session, df, [column, *carry])
-    given = {**options, "budget": _budget_of(session, options.get("budget"))}
-    chosen = _only_one(run_options(given, SparkKeywords, target))
-    location = resolve(target, chosen.output.work_dir)
-    place = path_text("shared", shared) if shared is not None else _within(target, location.private)
-    driver = partial(
-        ClusterDriver,
-        place,
-        partial(_submit, session),
-        shards or _parallelism(session),
-        chosen,
-        token,
-    )
-    _in_own_loop(partial(_harvest, IterableFeed(_links_of(df, column, carry)), chosen, token, driver))
-    found: dict[str, Any] = orjson.loads(Path(location.public, MANIFEST).read_bytes())
+    target = path_text("out", out)
+    if missing := [name for name in (column, *carry) if name not in df.columns]:
+        raise UsageError(f"column: the DataFrame has none named {missing[0]}; it has {', '.join(df.columns)}")
+    chosen = run_options(options, SparkKeywords, target)
+    rounds = rounds_of(chosen)
+    if len(rounds) > 1 or len(rounds[0]) > 1:
+        raise UsageError("facet: name one, and call this once for each")
+    feed, observer = IterableFeed(_links_of(df, column, carry)), LoggingObserver()
+    job = build_job(feed, chosen, observer.warn, token_reader(token, chosen))
+    outcome = _in_own_loop(partial(jobs.run, on_spark(job, chosen, token, df.sparkSession)), observer)
+    if outcome.stop is not None and outcome.stop.reason is StopReason.INPUT and feed.error is not None:
+        raise feed.error
+    path = Path(resolve(job.out, job.work_dir).public, MANIFEST)
+    found: dict[str, Any] = orjson.loads(path.read_bytes())
     return found
 
 
-async def _harvest(
-    feed: IterableFeed,
-    options: RunOptions,
-    token: TokenGiven,
-    driver: Callable[..., ClusterDriver],
-    shutdown: ShutdownSignal,
-) -> None:
-    observer = LoggingObserver()
-    job = build_job(feed, options, observer.warn, token_reader(token, options))
-    until = None if job.max_time_seconds is None else time.time() + job.max_time_seconds
-    cluster = driver(most=job.max_calls, until=until)
-    outcome = await jobs.run(replace(job, cluster=cluster), shutdown, observer)
-    if outcome.stop is not None and outcome.stop.reason is StopReason.INPUT and feed.error is not None:
-        raise feed.error
+def on_spark(job: Job, options: RunOptions, token: TokenGiven = None, session: Any = None) -> Job:
+    """Return a job whose calls the tasks of a Spark cluster make.
 
-
-def _check(session: Any, df: Any, columns: Iterable[str]) -> None:
-    """Raise UsageError for what no job can be made of, before anything is read."""
-    if missing := [name for name in columns if name not in df.columns]:
-        raise UsageError(f"column: the DataFrame has none named {missing[0]}; it has {', '.join(df.columns)}")
-    if str(session.conf.get(_SPECULATION, "false")).lower() == "true":
-        raise UsageError(f"{_SPECULATION} is on: Spark would make calls twice. Start the session with it set to false")
-
-
-def _budget_of(session: Any, budget: str | None) -> str | None:
-    """Return the Redis of the budget; None for the budget of one machine.
+    options: the job's. token: as for `harvest_dataframe`. session: None for the process's own, such as spark-submit's.
 
     Raises:
-        UsageError: none is named, and executors on several machines would each keep one of their own.
+        UsageError: Spark is not installed or set so that calls would be made twice; or the job does what tasks cannot.
     """
-    if budget == MACHINE or (budget is None and str(session.conf.get("spark.master", "")).startswith("local")):
-        return None
-    if budget is None:
+    pyspark = import_pyspark("--engine spark needs pyspark")
+    session = session or pyspark.sql.SparkSession.builder.appName("harvester").getOrCreate()
+    if job.out == STDOUT:
+        raise UsageError(": a cluster needs a folder, a file or an object store", option="--out")
+    if job.skip_idle or job.refresh is not None:
+        raise UsageError("spark: does not go together with --skip-idle or --refresh", option="--engine")
+    if str(session.conf.get(_SPECULATION, "false")).lower() == "true":
+        raise UsageError(f"{_SPECULATION} is on: Spark would make calls twice. Start the session with it set to false")
+    _check_budget(session, options.limits.budget)
+    place, tasks = options.cluster.shared_dir or _within(job), options.cluster.tasks or _parallelism(session)
+    until = None if job.max_time_seconds is None else time.time() + job.max_time_seconds
+    submit = partial(_submit, session)
+    return replace(job, cluster=ClusterDriver(place, submit, tasks, options, token, most=job.max_calls, until=until))
+
+
+def _check_budget(session: Any, budget: str | None) -> None:
+    """Raise UsageError if executors on several machines would each keep a budget of their own."""
+    if budget is None and not str(session.conf.get("spark.master", "")).startswith("local"):
         raise UsageError(
-            "budget: is needed on a cluster, whose machines share the account's limits: redis://HOST:PORT/N, or "
-            f"{MACHINE} if all executors run on this machine"
+            ": is needed on a cluster, whose machines share the account's limits: redis://HOST:PORT/N, or "
+            f"{MACHINE} if all executors run on this machine",
+            option="--budget",
         )
-    return budget
-
-
-def _only_one(options: RunOptions) -> RunOptions:
-    """Return the options of the one dataset that they describe. Raises UsageError where they are of several."""
-    rounds = rounds_of(options)
-    if len(rounds) > 1 or len(rounds[0]) > 1:
-        raise UsageError("facet, since: name one facet and one period, and call this once for each")
-    return rounds[0][0]
 
 
 def _parallelism(session: Any) -> int:
@@ -162,9 +141,11 @@ def _parallelism(session: Any) -> int:
         return _DEFAULT_SHARDS
 
 
-def _within(out: str, private: str) -> str:
+def _within(job: Job) -> str:
     """Return the shared folder of an output: with the state of one in a file system, below the prefix of a store."""
-    return f"{out.rstrip('/')}/_{_SHARED}" if "://" in out else str(Path(private, _SHARED).absolute())
+    if is_url(job.out):
+        return f"{job.out.rstrip('/')}/_{_SHARED}"
+    return str(Path(resolve(job.out, job.work_dir).private, _SHARED).absolute())
 
 
 def _links_of(df: Any, column: str, carry: Sequence[str]) -> Iterator[Any]:
@@ -190,28 +171,27 @@ def _run(plan: TaskPlan, shards: Sequence[ShardCalls], batches: Iterable[Any]) -
             yield arrow.RecordBatch.from_pydict({"result": [result.to_json()]})
 
 
-def _in_own_loop(work: Callable[[ShutdownSignal], Any]) -> None:
+def _in_own_loop(
+    work: Callable[[ShutdownSignal, RunObserver], Coroutine[Any, Any, RunOutcome]], observer: RunObserver
+) -> RunOutcome:
     """Run work in an event loop in a thread of its own, as a notebook's own loop is running; an interrupt stops it."""
     started: list[tuple[asyncio.AbstractEventLoop, ShutdownSignal]] = []
-    failed: list[BaseException] = []
+    done: Future[RunOutcome] = Future()
 
-    async def begin() -> None:
+    async def begin() -> RunOutcome:
         started.append((asyncio.get_running_loop(), shutdown := ShutdownSignal()))
-        await work(shutdown)
+        return await work(shutdown, observer)
 
     def run() -> None:
         try:
-            asyncio.run(begin())
+            done.set_result(asyncio.run(begin()))
         except BaseException as error:
-            failed.append(error)
+            done.set_exception(error)
 
-    thread = Thread(target=run, name="harvester-spark")
-    thread.start()
-    while thread.is_alive():
+    Thread(target=run, name="harvester-spark").start()
+    while True:
         try:
-            thread.join()
+            return done.result()
         except KeyboardInterrupt:
             for loop, shutdown in started:
                 loop.call_soon_threadsafe(shutdown.request, Stop(StopReason.SIGNAL, "the call was interrupted"))
-    if failed:
-        raise failed[0]

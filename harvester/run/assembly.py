@@ -20,7 +20,7 @@ from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
-from harvester.config.options import LimitOptions, ListOptions, QueryOptions, RunOptions
+from harvester.config.options import LimitOptions, QueryOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, groups_of, typed
 from harvester.credentials.budget_password import budget_password
 from harvester.credentials.token_sources import token_source
@@ -44,7 +44,7 @@ from harvester.run.abort_rules import WindowGuard
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
 from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.sharding import Shard, parse_shard
-from harvester.sharing.home import Home
+from harvester.sharing.home import MACHINE, Home
 from harvester.sharing.machine_home import machine_slots, open_machine_home
 from harvester.sharing.redis_home import open_redis_home
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal
@@ -310,7 +310,8 @@ def build_job(
     Raises:
         UsageError: an invalid value, a list that does not exist, no token.
     """
-    values, output, shard = typed(options), options.output, _shard_of(options.list)
+    values, output = typed(options), options.output
+    shard = parse_shard(text) if (text := options.list.shard) is not None else None
     if warning := future_reference(values.query):
         warn(warning)
     sources, feed, listed = _input_of(lists, options)
@@ -376,15 +377,11 @@ def _carried_of(listed: ListRequest, options: RunOptions) -> tuple[str, ...]:
     return names
 
 
-def _shard_of(options: ListOptions) -> Shard | None:
-    return None if options.shard is None else parse_shard(options.shard)
-
-
 def _redis_of(limits: LimitOptions, warn: Callable[[str], None]) -> RedisAddress | None:
-    if limits.budget is None:
+    if limits.budget in {None, MACHINE}:
         return None
     egress = limits.egress or os.uname().nodename
-    return parse_address(limits.budget, limits.budget_prefix, egress, budget_password(limits, warn))
+    return parse_address(str(limits.budget), limits.budget_prefix, egress, budget_password(limits, warn))
 
 
 def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOptions) -> ClientSettings:

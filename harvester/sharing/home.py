@@ -7,6 +7,9 @@ from harvester.budget.limits import Account, RequestedLimits
 from harvester.clock import Clock
 from harvester.transport.connection_slots import ConnectionSlots
 
+MACHINE = "machine"
+"""The budget of this machine, where it has to be named: on a cluster whose tasks all run there."""
+
 
 class Home(Protocol):
     """A place that is open and shared with other processes; `close` ends it, after its budgets were closed.

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ import pytest
 
 from harvester.errors import UsageError
 from harvester.spark import harvest_dataframe
-from tests.support.commands import ROOT, TOKEN, harvester
+from tests.support.commands import NO_LIMITS, ROOT, STATE_DIR, TOKEN, harvester
 from tests.support.output_checks import rows
 from tests.support.scripted_bitly import Scripted, scripted
 
@@ -68,7 +69,7 @@ def frame(session: Any, links: list[str]) -> Any:
 
 def options(folder: Path, bitly: Scripted) -> dict[str, Any]:
     limits = {"per_minute": 0, "per_hour": 0, "per_month": 0}
-    return {"base_url": bitly.url, "state_dir": str(folder / "state"), "shards": 2, "token": TOKEN, **limits}
+    return {"base_url": bitly.url, "state_dir": str(folder / "state"), "tasks": 2, "token": TOKEN, **limits}
 
 
 def _kill_a_worker(bitly: Scripted, calls: int) -> None:
@@ -115,12 +116,48 @@ def test_a_killed_worker_costs_what_was_in_flight_and_what_is_there_costs_nothin
     assert len(bitly.requests) == before + 500
 
 
+def test_a_task_that_fails_once_is_made_again(session: Any, bitly: Scripted, tmp_path: Path) -> None:
+    links, out, failed = [f"bit.ly/ok--{number}" for number in range(200)], tmp_path / "out", tmp_path / "failed"
+
+    def token() -> str:
+        from pyspark import TaskContext
+
+        if TaskContext.get() is not None and not failed.exists():
+            failed.touch()
+            os._exit(1)
+        return TOKEN
+
+    given = options(tmp_path, bitly) | {"token": token}
+    assert harvest_dataframe(frame(session, links), out, column="link", **given)["complete"]
+    assert failed.exists()
+    assert Counter(seen.back_half for seen in bitly.requests) == Counter(link.split("/")[1] for link in links)
+    assert harvester("verify", str(out)).returncode == 0
+
+
+def test_the_command_makes_its_calls_in_the_cluster(bitly: Scripted, tmp_path: Path, session: Any) -> None:
+    assert session is not None  # Spark is there
+    links, out, script = tmp_path / "links.txt", tmp_path / "out", tmp_path / "harvest.py"
+    links.write_text("\n".join(f"bit.ly/ok--{number}" for number in range(40)))
+    script.write_text("from harvester.cli.main import main\nmain()\n")
+    words = ["run", links, "--out", out, "--engine", "spark", "--tasks", "2", "--base-url", bitly.url, *NO_LIMITS]
+    submit = Path(sys.executable).with_name("spark-submit")
+    done = subprocess.run(
+        [submit, "--master", "local[2]", "--conf", "spark.ui.enabled=false", script, *map(str, words)],
+        env={**os.environ, "BITLY_TOKEN": TOKEN, STATE_DIR: str(tmp_path / "state")},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert len(rows(out)) == len(bitly.requests) == 40
+
+
 def test_what_no_job_can_be_made_of_is_refused_before_a_call(session: Any, bitly: Scripted, tmp_path: Path) -> None:
     given, df = options(tmp_path, bitly), frame(session, ["bit.ly/ok"])
     with pytest.raises(UsageError, match="has none named url; it has link, team"):
         harvest_dataframe(df, tmp_path / "out", column="url", **given)
-    with pytest.raises(UsageError, match="one facet"):
-        harvest_dataframe(df, tmp_path / "out", column="link", facet="referrers,countries", **given)
+    with pytest.raises(UsageError, match="name one, and call"):
+        harvest_dataframe(df, tmp_path / "{facet}", column="link", facet="referrers,countries", **given)
     session.conf.set("spark.speculation", "true")
     try:
         with pytest.raises(UsageError, match="Spark would make calls twice"):
