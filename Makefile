@@ -102,5 +102,8 @@ bench-short: .venv/dev
 .venv/mutation: .venv/dev
 	$(call INSTALL,'.[mutation]') && touch $@
 
+.venv/spark: .venv/dev
+	$(call INSTALL,'.[spark]') && touch $@
+
 clean:
 	rm -rf .venv build mutants dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

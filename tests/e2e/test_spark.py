@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -120,7 +121,7 @@ def test_a_task_that_fails_once_is_made_again(session: Any, bitly: Scripted, tmp
     links, out, failed = [f"bit.ly/ok--{number}" for number in range(200)], tmp_path / "out", tmp_path / "failed"
 
     def token() -> str:
-        from pyspark import TaskContext
+        from pyspark import TaskContext  # noqa: PLC0415 - it runs in a task
 
         if TaskContext.get() is not None and not failed.exists():
             failed.touch()
@@ -158,10 +159,11 @@ def test_what_no_job_can_be_made_of_is_refused_before_a_call(session: Any, bitly
         harvest_dataframe(df, tmp_path / "out", column="url", **given)
     with pytest.raises(UsageError, match="name one, and call"):
         harvest_dataframe(df, tmp_path / "{facet}", column="link", facet="referrers,countries", **given)
-    session.conf.set("spark.speculation", "true")
-    try:
-        with pytest.raises(UsageError, match="Spark would make calls twice"):
-            harvest_dataframe(df, tmp_path / "out", column="link", **given)
-    finally:
-        session.conf.unset("spark.speculation")
+    for name, value, error in [
+        ("spark.speculation", "true", "Spark would make calls twice"),
+        ("spark.master", "spark://elsewhere:7077", "--budget: is needed on a cluster"),
+    ]:
+        other = SimpleNamespace(columns=df.columns, sparkSession=SimpleNamespace(conf={name: value}))
+        with pytest.raises(UsageError, match=error):
+            harvest_dataframe(other, tmp_path / "out", column="link", **given)
     assert not bitly.requests
