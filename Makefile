@@ -18,7 +18,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
 
-.PHONY: demo test fast nightly chaos fuzz mutants lint docs dockerfile picture bench bench-short clean
+.PHONY: demo test fast nightly spark chaos fuzz mutants lint docs dockerfile picture bench bench-short clean
 
 demo: .venv/run
 	$(BIN)/harvester demo
@@ -36,6 +36,11 @@ nightly: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m nightly
 	$(PYTEST) -m "hypothesis and not nightly" --hypothesis-profile=nightly
+
+# A real Spark on loopback, whose workers are killed. Installs 480 MB; needs Java, and SPARK_TESTS=required makes that sure.
+spark: .venv/spark
+	$(COMPILE)
+	SPARK_TESTS=required $(BIN)/python -m pytest tests/e2e/test_spark.py
 
 # Each operation on a file fails, the power is cut after each, and 1,000 random scenarios, of which each takes about a second
 # of CPU time; make test tries some of them.
@@ -97,6 +102,9 @@ bench-short: .venv/dev
 
 .venv/mutation: .venv/dev
 	$(call INSTALL,'.[mutation]') && touch $@
+
+.venv/spark: .venv/dev
+	$(call INSTALL,'.[spark]') && touch $@
 
 clean:
 	rm -rf .venv build mutants dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -85,7 +85,7 @@ def drive(out: Path, links: int, batch: int) -> dict[str, float]:
     with open_dataset(resolve(str(out)), QUERY, limits, print) as dataset:
         for numbers in _batches(links, batch):
             keys = [dataset.rows.key(_link(number)) for number in numbers]
-            known = dataset.known(keys)
+            known = dataset.ledger.known(keys)
             for key in keys:
                 if known[key].seen != dataset.invocation:
                     dataset.note_seen(key)

@@ -79,6 +79,16 @@ def import_vl_convert(needed_by: str) -> Any:
     return vl_convert
 
 
+def import_pyspark(needed_by: str) -> Any:
+    """Return the module pyspark with `pyspark.sql` loaded. Arguments and errors as those of `import_duckdb`."""
+    try:
+        import pyspark  # noqa: PLC0415 - an extra of 480 MB
+        import pyspark.sql  # noqa: PLC0415
+    except ImportError as error:
+        raise UsageError(f"{needed_by}: {install_line('spark')}") from error
+    return pyspark
+
+
 def import_redis(needed_by: str) -> Any:
     """Return the module redis with what a plain client needs loaded. needed_by: the beginning of the error message.
 

@@ -33,6 +33,7 @@ class StopReason(StrEnum):
     OUTPUT = "output"
     CONSUMER_GONE = "consumer_gone"
     INPUT = "input"
+    ENGINE = "engine"
     NOT_BEGUN = "not_begun"
     WINDOW_MISMATCH = "window_mismatch"
 
@@ -101,6 +102,7 @@ CONSEQUENCES: dict[StopReason, Consequence] = {
     StopReason.OUTPUT: Consequence(OUTPUT, f"fix what the message names; then {RESUMES}", repeating_helps=False),
     StopReason.CONSUMER_GONE: Consequence(OK),
     StopReason.INPUT: Consequence(USAGE, f"fix the list; then {RESUMES}", repeating_helps=False),
+    StopReason.ENGINE: Consequence(STOPPED, f"what was answered is kept: see the cluster's log; then {RESUMES}"),
     StopReason.WINDOW_MISMATCH: Consequence(
         USAGE,
         "Bitly's windows are not what these options take them for: choose another window (--unit, --units, "

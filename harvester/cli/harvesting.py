@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
@@ -29,7 +30,7 @@ from harvester.cli.exit_codes import (
 from harvester.config.options import RunOptions
 from harvester.config.sources import typed, undashed, variables_used
 from harvester.dataset.manifest import locate
-from harvester.errors import HarvesterError
+from harvester.errors import HarvesterError, UsageError
 from harvester.events import Event, RunOutcome
 from harvester.jsonlines import as_json
 from harvester.reporting.exporter import exporter_for
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from harvester.series.several import Ended
 
 T = TypeVar("T")
+_SPARK = "harvester.spark"
+"""Loaded by its name, only if there is something for it to do."""
 SWITCH_SECONDS = 0.0001
 """The longest that the thread writing parts keeps the interpreter while the event loop waits for it. With Python's
 default of 5 ms, calls were up to 9 % slower while a part was written (benchmarks/forms.py).
@@ -111,9 +114,14 @@ def _run(lists: list[str], options: RunOptions, observer: Reporter, *, deciding:
     job = replace(job, command=_command(job.token))
     open_guard = WindowChecks().open_guard
     if several:
+        if first.cluster.engine != "local":
+            raise UsageError(f"{first.cluster.engine}: takes one facet and one period", option="--engine")
         jobs = jobs_of(job, rounds, open_guard, partial(exporter_for, warn=observer.warn))
         return _run_several(jobs, out, observer, deciding)
-    outcome = _run_job(replace(job, open_guard=open_guard), observer)
+    job = replace(job, open_guard=open_guard)
+    if first.cluster.engine == "spark":
+        job = import_module(_SPARK).on_spark(job, first)
+    outcome = _run_job(job, observer)
     code = exit_code(outcome)
     observer.ended(outcome, out, code, _words_of(job))
     _report_empty(outcome, code, observer)

@@ -22,6 +22,7 @@ UnitName = Literal["minute", "hour", "day", "week", "month"]
 PreferName = Literal["active"]
 PeriodName = Literal["day", "week", "month"]
 TransportName = Literal["auto", "session"]
+EngineName = Literal["local", "spark"]
 FormatName = Literal["ndjson", "ndjson.gz", "ndjson.zst", "parquet"]
 RowsName = Literal["metrics", "links"]
 ShapeName = Literal["nested", "flat"]
@@ -41,7 +42,7 @@ COMMON = frozenset(
 TOKEN_OPTIONS = ("token_file", "token_command")
 _PATHS = frozenset(
     {"out", "work_dir", "metrics_file", "state_dir", "token_file", "token_store", "client_secret_file"}
-    | {"budget_password_file"}
+    | {"budget_password_file", "shared_dir"}
 )
 
 
@@ -318,6 +319,21 @@ class AccessOptions(PathOptions):
     "Folder where `harvester login` stores tokens in files; by default one in the user's data folder."
 
 
+@Parameter(name="*", group=Group("Cluster", sort_key=7))
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions(PathOptions):
+    """Who makes the calls."""
+
+    engine: EngineName = "local"
+    "local: this process; spark: the tasks of a Spark cluster (docs/spark.md)."
+
+    tasks: int | None = None
+    "Most tasks of the cluster at the same time; by default Spark's default parallelism."
+
+    shared_dir: str | None = None
+    "What all machines of the cluster see at the same path, or an object store's URL; by default within --out."
+
+
 @Parameter(name="*", group=Group("Logging", sort_key=6), negative="")
 @dataclass(frozen=True, kw_only=True)
 class LogOptions:
@@ -345,6 +361,7 @@ class RunOptions:
     stopping: StopOptions = field(default_factory=StopOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
     log: LogOptions = field(default_factory=LogOptions)
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
 
 
 @Parameter(name="*")

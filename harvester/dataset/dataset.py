@@ -21,7 +21,7 @@ from harvester.dataset.sidecars import AttemptFile, Sidecars
 from harvester.errors import OutputError, as_output_error
 from harvester.history import StoredEntry
 from harvester.progress import AttemptCounts
-from harvester.rows.call import ROW_STATE, WHOLE, CallState, Entry, Known, Shortfall, Totals
+from harvester.rows.call import ROW_STATE, WHOLE, CallState, Entry, Shortfall, Totals
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
 from harvester.storage.filesystem import least_free_bytes
@@ -196,6 +196,10 @@ class Dataset:
         """
         self._attempts.write(run)
 
+    def copy_journal(self, to: Callable[[bytes], None]) -> None:
+        """Give each line of the journal to a function too; what it raises ends the run."""
+        self._journal.copy_to = to
+
     def note_seen(self, key: bytes) -> None:
         """Record that the current list names a call that was known before."""
         self._batch.seen.append(key)
@@ -266,10 +270,6 @@ class Dataset:
                 yield journal
 
     # --- for other threads -----------------------------------------------------------------------------------------
-
-    def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
-        """Return what the ledger knows of these calls, without those it does not know."""
-        return self.ledger.known(keys)
 
     def commit(self, batch: Batch) -> None:
         """Make a batch durable, and publish its rows at once unless they are published in parts, which takes long.

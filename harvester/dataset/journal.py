@@ -60,8 +60,8 @@ def encode(key: bytes, state: int, payload: bytes) -> bytes:
     return b"%08x %s\n" % (crc32(rest), rest)
 
 
-def _decode(line: bytes, end: int) -> Record | None:
-    """Parse a line; None for one that is torn or damaged."""
+def decode(line: bytes, end: int) -> Record | None:
+    """Parse a line with its line feed; None for one that is torn or damaged. end: the position behind it."""
     if not line.endswith(b"\n"):
         return None
     if line.isspace():
@@ -88,7 +88,7 @@ def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
         position = start
         for line in stream:
             position += len(line)
-            record = _decode(line, position) if end is None or position <= end else None
+            record = decode(line, position) if end is None or position <= end else None
             if record is None:
                 return
             yield record
@@ -150,7 +150,7 @@ def survey(path: str, committed: int = 0) -> Survey:
 
 def _good_lines(line: bytes) -> Iterator[tuple[int, int]]:
     """Yield start and end of the good lines in what reads as one: several if a line feed between them was damaged."""
-    if _decode(line, 0) is not None:
+    if decode(line, 0) is not None:
         yield 0, len(line)
         return
     starts = [match.start() for match in _BEGINNING.finditer(line)]
@@ -179,7 +179,7 @@ def good_lines(path: str) -> Iterator[tuple[int, Record]]:
     with open(path, "rb", buffering=_READ_BYTES) as stream:
         for line in stream:
             for start, end in _good_lines(line):
-                record = _decode(line[start : end - 1] + b"\n", position + end)
+                record = decode(line[start : end - 1] + b"\n", position + end)
                 if record is not None:
                     yield position + start, record
             position += len(line)
@@ -243,7 +243,7 @@ def _failures_in(path: str) -> Iterator[bytes]:
     """Yield a journal file's good lines that are no rows. Nearly all are rows, so those are not decoded."""
     with suppress(FileNotFoundError), open(path, "rb", buffering=_READ_BYTES) as stream:
         for line in stream:
-            if line[_STATE] != _ROW and (record := _decode(line, 0)) is not None and record.state not in (VOID, HELD):
+            if line[_STATE] != _ROW and (record := decode(line, 0)) is not None and record.state not in (VOID, HELD):
                 yield line
 
 
@@ -259,8 +259,11 @@ class Journal:
     """A journal file open for appending. append is for the event loop's thread, sync and close for any.
 
     rows, row_bytes: rows of a part made of it, and their bytes as NDJSON. size: the file's bytes.
-    first_row_at: when its first row was appended, seconds since 1970; None without rows.
+    first_row_at: when its first row was appended, seconds since 1970; None without rows. copy_to: is given each line
+    too, once it is written.
     """
+
+    copy_to: Callable[[bytes], None] | None = None
 
     def __init__(
         self, folder: str, segment: int, *, rows: int = 0, row_bytes: int = 0, first_row_at: float | None = None
@@ -286,6 +289,7 @@ class Journal:
             OutputError: it cannot be written. OSError: it cannot be opened.
         """
         journal = Journal(self._folder, self.segment + 1)
+        journal.copy_to = self.copy_to
         try:
             for key, row in self._held.items():
                 journal.hold(key, row)
@@ -318,6 +322,8 @@ class Journal:
             os.ftruncate(self._descriptor, self.size)
             raise OutputError(f"{self._path}: no space left for a line of {len(line)} bytes")
         self.size += written
+        if self.copy_to is not None:
+            self.copy_to(line)
         if self._held:
             self._held.pop(key, None)
         if rows:

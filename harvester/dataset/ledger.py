@@ -22,8 +22,8 @@ _ADVICE = (
     "start a new --out with the links that are missing from it"
 )
 
-ASKED = "unit_reference"
-"""The fact with the end of the window that the last run asked for, where rows are refreshed."""
+PINNED, ASKED = "pinned", "unit_reference"
+"""The facts that others work by the query, and with the end of the window last asked for, if rows are refreshed."""
 REFRESHING = "refreshing"
 """The fact of a dataset whose rows are refreshed: its table of calls has the columns _REFRESH_COLUMNS, too."""
 _REFRESH_COLUMNS = ("asked_at", "clicks", "clicks_before")
@@ -93,8 +93,9 @@ class Ledger:
 
     @property
     def unused(self) -> bool:
-        """True when there has been no verdict and no part."""
-        return not self._number("SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM parts)")
+        """True when there has been no verdict and no part, and nobody else works by the query: the fact PINNED."""
+        used = self._number("SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM parts)")
+        return not used and PINNED not in self.facts()
 
     def create(self, facts: dict[str, str | int]) -> None:
         """Create the tables of a fresh ledger, and store the dataset's facts by name."""

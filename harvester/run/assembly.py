@@ -20,7 +20,7 @@ from harvester.client.circuit_breaker import BreakerRules, CircuitBreaker
 from harvester.client.client import Client, ClientSettings, opened
 from harvester.client.limit_discovery import HELPERS, LimitDiscovery
 from harvester.clock import Clock
-from harvester.config.options import LimitOptions, ListOptions, QueryOptions, RunOptions
+from harvester.config.options import LimitOptions, QueryOptions, RunOptions
 from harvester.config.parsing import TypedOptions, future_reference, groups_of, typed
 from harvester.credentials.budget_password import budget_password
 from harvester.credentials.token_sources import token_source
@@ -44,13 +44,14 @@ from harvester.run.abort_rules import WindowGuard
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
 from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.sharding import Shard, parse_shard
-from harvester.sharing.home import Home
+from harvester.sharing.home import MACHINE, Home
 from harvester.sharing.machine_home import machine_slots, open_machine_home
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal
 from harvester.storage.folders import state_folder
 from harvester.transport.connection_slots import ConnectionSlots
 from harvester.transport.http import pooled
 from harvester.transport.pool import Pool
+from harvester.worklist.elsewhere import Cluster, JournalCopy
 from harvester.worklist.refresh import RequestedRefresh
 
 
@@ -98,8 +99,9 @@ class Job:
     carry of the links of groups. shared: the list of groups' links that this run has together with others of its
     command; None for one of its own. skip_idle: no call for a link of which an export of its group states that it has
     no clicks. in_group: the group of the links of the lists. refresh: None for links that are asked for once. exports:
-    see SharedExports. redis: where the budget is shared with other hosts; None for this machine's own. shard:
-    the part of the links that is harvested, None for all.
+    see SharedExports. redis: where the budget is shared with other hosts; None for this machine's own. shard: the part
+    of the links that is harvested, None for all. copy: where another dataset's journal has a copy of this run's.
+    cluster: makes the calls instead of this run's workers.
     """
 
     sources: list[Source]
@@ -140,6 +142,8 @@ class Job:
     in_group: str | None = None
     refresh: RequestedRefresh | None = None
     exports: SharedExports | None = None
+    copy: JournalCopy | None = None
+    cluster: Cluster | None = None
     redis: RedisAddress | None = None
     shard: Shard | None = None
 
@@ -307,7 +311,8 @@ def build_job(
     Raises:
         UsageError: an invalid value, a list that does not exist, no token.
     """
-    values, output, shard = typed(options), options.output, _shard_of(options.list)
+    values, output = typed(options), options.output
+    shard = parse_shard(text) if (text := options.list.shard) is not None else None
     if warning := future_reference(values.query):
         warn(warning)
     sources, feed, listed = _input_of(lists, options)
@@ -373,15 +378,11 @@ def _carried_of(listed: ListRequest, options: RunOptions) -> tuple[str, ...]:
     return names
 
 
-def _shard_of(options: ListOptions) -> Shard | None:
-    return None if options.shard is None else parse_shard(options.shard)
-
-
 def _redis_of(limits: LimitOptions, warn: Callable[[str], None]) -> RedisAddress | None:
-    if limits.budget is None:
+    if limits.budget in {None, MACHINE}:
         return None
     egress = limits.egress or os.uname().nodename
-    return parse_address(limits.budget, limits.budget_prefix, egress, budget_password(limits, warn))
+    return parse_address(str(limits.budget), limits.budget_prefix, egress, budget_password(limits, warn))
 
 
 def _client_settings(values: TypedOptions, limits: LimitOptions, query: QueryOptions) -> ClientSettings:

@@ -6,7 +6,7 @@ verdicts that wait for the disk by the dataset's backlog, for which feeder and w
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +28,7 @@ from harvester.run.committer import COMMIT_SECONDS, COMMIT_VERDICTS, Committer, 
 from harvester.run.telemetry import PROGRESS_SECONDS
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal, Stop, StopReason
 from harvester.worklist.calls import Call
+from harvester.worklist.elsewhere import Elsewhere
 from harvester.worklist.refresh import Refresh
 from harvester.worklist.worklist import Worklist
 
@@ -92,7 +93,7 @@ class Harvest:
         self._tasks: set[asyncio.Task[None]] = set()
         self._begun = False
         self.window: WindowGuard | None = None
-        self.settle_idle: Callable[[list[Call], Worklist], Awaitable[list[Call]]] | None = None
+        self.elsewhere: Elsewhere | None = None
         self.in_thread = self._committer.in_thread
 
     def _worklist_of(self, feed: Feed) -> Worklist:
@@ -159,9 +160,9 @@ class Harvest:
         return task
 
     async def _cancel_after_grace(self) -> None:
-        # An attempt in flight is already counted against the month, and its answer would be lost with its task: so a
-        # shutdown first stops the hand-out of calls alone, and cancels what is left only after GRACE_SECONDS. A reader
-        # of standard output and an object store get the same time. What is cancelled without a verdict stays pending.
+        # An attempt in flight is counted already, and its answer would be lost with its task: so a shutdown first stops
+        # only the hand-out of calls, and cancels what is left after GRACE_SECONDS. A reader and an object store get the
+        # same time. What is cancelled without a verdict stays pending.
         await self._shutdown.wait()
         self._client.calls_ended()
         await asyncio.sleep(GRACE_SECONDS)
@@ -186,12 +187,8 @@ class Harvest:
             raise CallsDropped(f"{progress.pending} calls were dropped")
         return outcome
 
-    async def _wait_for_disk(self) -> None:
-        """Wait while more verdicts are uncommitted than a power cut may cost.
-
-        Raises:
-            RunStopping: the run is ending.
-        """
+    async def wait_for_disk(self) -> None:
+        """Wait while more verdicts are uncommitted than a power cut may cost. Raises RunStopping: the run is ending."""
         while self._dataset.backlogged:
             await self._shutdown.unless_stopping(self._committer.committed())
 
@@ -203,11 +200,13 @@ class Harvest:
             while (calls := await self._worklist.read()) is not None:
                 if calls and not self._begun:
                     await self._begin(calls)
-                if self.settle_idle is not None and calls:
-                    calls = await self.settle_idle(calls, self._worklist)
+                if self.elsewhere is not None and calls:
+                    calls = await self.elsewhere.settle(calls, self._worklist)
                 self._worklist.add(calls)
                 await self._worklist.wait_until_low()
-                await self._wait_for_disk()
+                await self.wait_for_disk()
+            if self.elsewhere is not None:
+                await self.elsewhere.finish()
             self._client.input_ended()
         except InputBroken as error:
             # The calls already read are made first: their answers are good.
@@ -241,7 +240,7 @@ class Harvest:
                 else:
                     await self._settle_or_doubt(group, call, verdict)
                 if self._dataset.backlogged:
-                    await self._wait_for_disk()
+                    await self.wait_for_disk()
 
     async def _settle_or_doubt(self, group: asyncio.TaskGroup, call: Call, verdict: Verdict) -> None:
         """Settle a call whose first attempt was not answered, or find its last verdict in the retry room."""
@@ -249,8 +248,8 @@ class Harvest:
         # whose first attempt failed is repeated by a task of its own, and its worker takes the next call. There are at
         # most RETRY_ROOM such tasks; beyond that a worker repeats its call itself, which slows the run down just when
         # nearly everything fails. A definite no gets a task, in which it is doubted: at most a STREAK, and one for each
-        # worker, which takes no call while a known-good link is asked; or as many as there is room for, where it
-        # waits for the first answer to anybody. Repeats and first attempts share the connections of the pool.
+        # worker, which takes no call while a known-good link is asked; or as many as there is room for, where it waits
+        # for the first answer to anybody.
         place, final = self._client.place_of(verdict), self._client.is_final(verdict)
         if held := final and is_plain_no(verdict) and self._retrying < RETRY_ROOM:
             if stop := self._rules.see(verdict):
@@ -283,9 +282,8 @@ class Harvest:
         return self._worklist.take()
 
     async def _conclude(self, call: Call, first: Verdict, place: Place, *, held: bool) -> None:
-        # A plain no is settled already, so that no kill loses it, and taken back if the server refuses everything. If
-        # the process is killed before that is known, the next run doubts it again. Where nobody was ever answered it is
-        # held instead, because a kill must leave it open.
+        # A plain no is settled already, so that no kill loses it; where the server refuses everything this run takes it
+        # back, or the next. Where nobody was ever answered it is held instead: a kill must leave it open.
         settled = first if is_plain_no(first) and not held else None
         verdict, attempts = None, 0
         try:

@@ -28,7 +28,7 @@ from harvester.progress import AttemptCounts, RunProgress
 from harvester.rows.call import IDLE, ROW_STATE
 from harvester.shutdown import ShutdownSignal, StopReason, month_spent
 from harvester.worklist.calls import Call
-from harvester.worklist.worklist import Worklist
+from harvester.worklist.elsewhere import CallSource
 
 _PATIENCE_SECONDS = 60.0
 """Exports that get no answer for longer are given up. The run's own calls then show whether the server is out."""
@@ -87,7 +87,7 @@ class IdleRows:
         self._told = False
         self._activity = LinkActivity(access.group_of, ActiveLinks(dataset.location.private), observer.warn)
 
-    async def settle(self, calls: list[Call], worklist: Worklist) -> list[Call]:
+    async def settle(self, calls: list[Call], worklist: CallSource) -> list[Call]:
         """Record the rows of calls whose links are idle, and return the others.
 
         worklist: is read further, so that few exports have less than all the links that they may have.
@@ -107,7 +107,10 @@ class IdleRows:
             raise
         return await self._without_idle(calls, span)
 
-    async def _after_an_answer(self, calls: list[Call], worklist: Worklist) -> list[Call]:
+    async def finish(self) -> None:
+        """Do nothing: no call is outstanding."""
+
+    async def _after_an_answer(self, calls: list[Call], worklist: CallSource) -> list[Call]:
         """Hand out a few calls if none has had an answer yet, which shows how much history the plan keeps.
 
         Return the others. A period was checked before, and there is no more than all that the plan keeps.

@@ -28,6 +28,7 @@ from harvester.groups.spool import Spooled
 from harvester.links.batch import Feed
 from harvester.links.feed import GIVEN, FileFeed
 from harvester.progress import RefreshCounts, RunProgress, WindowState
+from harvester.rows.row import RowBuilder
 from harvester.run.abort_rules import AbortRules
 from harvester.run.assembly import (
     AccountClients,
@@ -47,6 +48,7 @@ from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
 from harvester.threads import in_daemon
 from harvester.transport.direct import note_fallback
+from harvester.worklist.elsewhere import Bound
 from harvester.worklist.preflight import Preflight, spool_paths
 from harvester.worklist.refresh import refresh_of
 
@@ -79,7 +81,12 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
     ):
         sink = job.sink or StdoutSink()
         dataset = await _open_dataset(job, location, sink, stack, shutdown, observer)
+        if job.copy is not None:
+            dataset.copy_journal(job.copy.append)
+            dataset.rows = RowBuilder(dataset.query, job.copy.run_id)
         try:
+            if job.cluster is not None:
+                await job.cluster.adopt(dataset, shutdown, observer)
             async with AsyncExitStack() as opened:
                 spools = opened.enter_context(spool_paths(location.private, max(len(job.sources), 1)))
                 opening_budgets = open_budgets(job, dataset.query.facet, location.private, observer, shutdown)
@@ -261,12 +268,22 @@ async def _harvest(
             harvest.window = job.open_guard(_window_of(job, dataset, client, shutdown, observer, harvest, heartbeat))
         if job.skip_idle:
             access, check = await _access_of(job, budgets, client), lambda: heartbeat.telemetry.window_check
-            harvest.settle_idle = IdleRows(access, dataset, harvest.progress, check, shutdown, observer).settle
+            harvest.elsewhere = IdleRows(access, dataset, harvest.progress, check, shutdown, observer)
         known_good.earlier_unanswered = int(facts.get(UNANSWERED, 0))
         harvest.progress.invalid_before = int(facts.get(_INVALID, 0))
         harvest.progress.spent_before = str(facts.get(_SPENT, ""))
+        if job.cluster is not None:
+            count, sender = heartbeat.telemetry.throughput.count_verdict, client.sender
+            harvest.elsewhere = job.cluster.begin(
+                Bound(
+                    dataset, harvest.progress, sender.counters, shutdown, observer,
+                    sender.pool.leave, harvest.wait_for_disk, harvest.in_thread, count,
+                )
+            )  # fmt: skip
         try:
             outcome = await harvest.run(feed)
+            if job.cluster is not None:
+                await job.cluster.clean()
             _keep_reported(dataset, outcome)
             _keep_window(dataset, heartbeat)
             return outcome

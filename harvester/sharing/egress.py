@@ -96,6 +96,13 @@ class EgressSlots(ConnectionSlots):
         finally:
             super().give_back(number)
 
+    def leave(self) -> None:
+        """Release everything, and count no more among those that share the address."""
+        super().leave()
+        self._redis.egress_keys = []
+        with suppress(BudgetBusy):  # it ends by itself
+            self._redis.call("leave", self._keys)
+
     @property
     def blockers(self) -> Holders:
         """Who has kept all connections from this process for a while."""

@@ -27,6 +27,9 @@ class Elsewhere(Holders):
     def __str__(self) -> str:
         return self.text
 
+MACHINE = "machine"
+"""The budget of this machine, where it has to be named: on a cluster whose tasks all run there."""
+
 
 class Home(Protocol):
     """A place that is open and shared with other processes; `close` ends it, after its budgets were closed.

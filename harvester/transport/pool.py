@@ -36,6 +36,7 @@ class Pool:
         self._waiters: deque[asyncio.Future[Slot]] = deque()
         self._surplus: list[Slot] = []
         self._too_many = 0
+        self._has_left = False
 
     @property
     def empty_handed(self) -> bool:
@@ -78,6 +79,8 @@ class Pool:
 
     async def rebalance(self) -> None:
         """Release slots beyond the share, and take those missing as far as others have released them."""
+        if self._has_left:
+            return
         share = self.slots.share
         self._too_many = max(self.slots.held - len(self._surplus) - share, 0)
         while self._too_many and self._free:
@@ -94,6 +97,12 @@ class Pool:
                 await self.rebalance()
         except OutputError as error:
             shutdown.request(Stop(StopReason.OUTPUT, str(error)))
+
+    async def leave(self) -> None:
+        """Release this process's share of the connections for good: others make the calls."""
+        self._has_left = True
+        await self.close()
+        self.slots.leave()
 
     async def close(self) -> None:
         """Close the connections that are not in use, and release their slots."""

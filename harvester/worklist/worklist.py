@@ -166,7 +166,7 @@ class Worklist:
         hide_token(batch, self._token)
         self._count(batch)
         claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
-        known: dict[bytes, Known] = await self._in_thread(self._dataset.known, [key for _, key in claimed])
+        known: dict[bytes, Known] = await self._in_thread(self._dataset.ledger.known, [key for _, key in claimed])
         if any(link.carried is not None for link in batch.links):
             lines = [(self._dataset.rows.key(link.bitlink), link.carried) for link in batch.links]
             self.progress.listed.differing += await self._in_thread(self._carried.see, lines)
@@ -186,11 +186,12 @@ class Worklist:
 
     def add(self, calls: list[Call]) -> None:
         """Hand the calls to the workers."""
-        self._count_pending([call for call in calls if not call.is_due])  # the others: when they were put aside
+        self.count_pending([call for call in calls if not call.is_due])  # the others: when they were put aside
         self._ready.extend(calls)
         self._filled.set()
 
-    def _count_pending(self, calls: Sequence[Call]) -> None:
+    def count_pending(self, calls: Sequence[Call]) -> None:
+        """Count calls that are to be made, by the workers or by others."""
         self.progress.pending += len(calls)
         self.progress.repeated += sum(call.previous is not None for call in calls)
 
@@ -274,7 +275,7 @@ class Worklist:
         self.reopened.discard(key)
         self._dataset.note_seen(key)  # so that a later line with the link is a duplicate
         call = Call(link, key, known.state, known.failed_runs, known.shortfall, is_due=True)
-        self._count_pending([call])
+        self.count_pending([call])
         self._put_aside.append((call, known))
 
     def _see_known(self, link: Link, key: bytes, known: Known) -> None:

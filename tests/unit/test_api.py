@@ -816,6 +816,7 @@ async def test_outside_a_notebook_progress_is_shown_only_when_it_is_asked_for(
 
 def test_the_keywords_are_the_options_of_run() -> None:
     beside = {"out", "quiet", "log_format", "on_end"}  # an argument of its own; nothing is said, and the end is known
+    beside |= {"engine", "tasks", "shared_dir"}  # of harvester.spark
     assert set(get_type_hints(HarvestKeywords)) == set(names_in(RunOptions)) - beside
 
 

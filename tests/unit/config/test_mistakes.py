@@ -75,8 +75,8 @@ def test_the_help_of_run_has_eighteen_options_in_six_groups(
     monkeypatch.setenv("COLUMNS", str(columns))
     short, whole = command(capsys, "run", "--help").out, command(capsys, "run", "--help-all").out
     groups = ["Arguments", "Query", "Output", "Limits", "Stopping", "Authentication", "Logging", "Configuration"]
-    for text in (short, whole):
-        assert re.findall(r"^╭─ (\w+) ", text, re.MULTILINE) == groups
+    for text, shown in ((short, groups), (whole, [*groups[:-1], "Cluster", groups[-1]])):
+        assert re.findall(r"^╭─ (\w+) ", text, re.MULTILINE) == shown
         assert "default: False" not in text
         assert "default: True" not in text
         assert max(map(len, text.splitlines())) <= columns or columns < 78  # the examples do not wrap

@@ -92,7 +92,7 @@ def test_no_call_is_made_while_many_parts_wait_to_be_made(tmp_path: Path) -> Non
 
 def known(store: Dataset, *names: str) -> list[str]:
     keys = {store.rows.key(f"bit.ly/{name}"): name for name in names}
-    return [keys[key] for key in store.known(list(keys))]
+    return [keys[key] for key in store.ledger.known(list(keys))]
 
 
 def journal(out: Path) -> Path:
@@ -193,7 +193,7 @@ def test_verdicts_that_replaced_others_survive_any_cut(quick_path: Path, form: s
     whole = journal(source / form).read_bytes()
     for _, out in each_cut(source, form, cuts(whole, stride)):
         with dataset(out) as store:
-            known = {name: store.known([store.rows.key(f"bit.ly/{name}")]) for name in "abcd"}
+            known = {name: store.ledger.known([store.rows.key(f"bit.ly/{name}")]) for name in "abcd"}
             for name, found in known.items():
                 if not found or next(iter(found.values())).state is not CallState.ROW:
                     settle_as(store, name, CallState.ROW)
@@ -288,7 +288,7 @@ def test_a_refreshed_row_that_was_held_follows_the_one_that_is_published(tmp_pat
 def settle_as(store: Dataset, name: str, state: CallState) -> None:
     bitlink = f"bit.ly/{name}"
     key = store.rows.key(bitlink)
-    found = store.known([key])
+    found = store.ledger.known([key])
     line = store.rows.failure(state.name.lower(), bitlink=bitlink, file="f", line=1)
     if state is CallState.ROW:
         line = store.rows.row(bitlink, key, Answer([], 0, 30, None), "2026-11-23T00:00:00Z")
@@ -741,7 +741,7 @@ def test_a_row_that_a_newer_one_has_followed_is_counted_through_restarts(quick_p
             assert store.refreshed == run
     assert refreshed == [0, 0, 1, 2]
     with open_dataset(location, query, PartLimits(2, 2**20), print, refreshing=True) as store:
-        last = store.known([store.rows.key("bit.ly/no-b3")])
+        last = store.ledger.known([store.rows.key("bit.ly/no-b3")])
         assert [each.asked_at for each in last.values()] == [seconds_since_1970(query.unit_reference)]
 
 
