@@ -94,8 +94,9 @@ class Ledger:
     @property
     def unused(self) -> bool:
         """True when there has been no verdict and no part, and nobody else works by the query: the fact PINNED."""
-        used = self._number("SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM parts)")
-        return not used and PINNED not in self.facts()
+        return PINNED not in self.facts() and not self._rows(
+            "SELECT 1 FROM calls UNION ALL SELECT 1 FROM parts LIMIT 1"
+        )
 
     def create(self, facts: dict[str, str | int]) -> None:
         """Create the tables of a fresh ledger, and store the dataset's facts by name."""

@@ -100,8 +100,8 @@ class Job:
     command; None for one of its own. skip_idle: no call for a link of which an export of its group states that it has
     no clicks. in_group: the group of the links of the lists. refresh: None for links that are asked for once. exports:
     see SharedExports. redis: where the budget is shared with other hosts; None for this machine's own. shard: the part
-    of the links that is harvested, None for all. copy: where another dataset's journal has a copy of this run's.
-    cluster: makes the calls instead of this run's workers.
+    of the links to harvest, None for all. copy: another dataset's copy of the journal. cluster: makes the calls instead
+    of this run.
     """
 
     sources: list[Source]
@@ -368,11 +368,7 @@ def _input_of(
 
 
 def _carried_of(listed: ListRequest, options: RunOptions) -> tuple[str, ...]:
-    """Return the columns that rows carry of the links of groups.
-
-    Raises:
-        InputBroken: there is no such column.
-    """
+    """Return the columns that rows carry of the links of groups. Raises InputBroken if there is no such column."""
     names = columns_in(options.list.carry) if options.list.carry is not None else ()
     find_carried(CARRIED, names, listed.words)
     return names

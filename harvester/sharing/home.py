@@ -27,6 +27,7 @@ class Elsewhere(Holders):
     def __str__(self) -> str:
         return self.text
 
+
 MACHINE = "machine"
 """The budget of this machine, where it has to be named: on a cluster whose tasks all run there."""
 
