@@ -26,10 +26,11 @@ _MOST_ABOVE = 3
 def run_sections(sources: Sequence[Source]) -> Iterator[Section]:
     """Yield the sections about the runs of outputs."""
     costs = runs.costs_of(sources)
+    part = share(costs.wasted, costs.attempts).replace(" ", "\N{NO-BREAK SPACE}")
     facts = [
         Fact("Requests sent", f"{costs.attempts:,}"),
         Fact("Answers", f"{costs.answers:,}"),
-        Fact("Settled no call", f"{costs.wasted:,} ({share(costs.wasted, costs.attempts)})"),
+        Fact("Settled no call", f"{costs.wasted:,} ({part})"),
         Fact("Repeated", f"{costs.retried:,}"),
         Fact("Throttled", f"{costs.throttled:,}"),
         Fact("For limits and groups", f"{costs.helper:,}"),
