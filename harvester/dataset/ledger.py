@@ -17,10 +17,8 @@ _VERSION, _PAGE_LINES = 6, 1000
 _TABLES = ("calls", "by_key", "indexed", "failures", "invalid", "journals", "checkpoint", "parts", "history")
 _STATES = {int(state): state for state in CallState}
 _ID = "(SELECT id FROM places WHERE key = ?)"
-_ADVICE = (
-    "It records which calls were paid for: restore a backup of it. Or keep this output as it is and "
-    "start a new --out with the links that are missing from it"
-)
+_ADVICE = """It records which calls were paid for: restore a backup of it. Or keep this output as it is and start a new \
+--out with the links that are missing from it"""
 
 PINNED, ASKED = "pinned", "unit_reference"
 """The facts that others work by the query, and with the end of the window last asked for, if rows are refreshed."""
@@ -94,9 +92,8 @@ class Ledger:
     @property
     def unused(self) -> bool:
         """True when there has been no verdict and no part, and nobody else works by the query: the fact PINNED."""
-        return PINNED not in self.facts() and not self._rows(
-            "SELECT 1 FROM calls UNION ALL SELECT 1 FROM parts LIMIT 1"
-        )
+        found = self._number("SELECT EXISTS (SELECT 1 FROM calls) OR EXISTS (SELECT 1 FROM parts)")
+        return not found and PINNED not in self.facts()
 
     def create(self, facts: dict[str, str | int]) -> None:
         """Create the tables of a fresh ledger, and store the dataset's facts by name."""

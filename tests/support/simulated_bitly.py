@@ -324,7 +324,6 @@ class MemoryStore:
     calls: dict[bytes, Known] = field(default_factory=dict)
     invocation: int = 0
     rows: Any = field(default_factory=_Rows)
-    ledger: Any = field(default_factory=lambda: SimpleNamespace(last_refused=lambda most: []))
     location: Any = field(default_factory=lambda: SimpleNamespace(kind=OutputKind.FOLDER, out="memory"))
     backlogged: bool = False
     due: bool = False
@@ -339,8 +338,12 @@ class MemoryStore:
         states = Counter(known.state for known in self.calls.values())
         return Totals(states[CallState.ROW], states[CallState.REFUSED], states[CallState.FAILED])
 
-    def known(self, keys: Sequence[bytes]) -> dict[bytes, Known]:
-        return {key: self.calls[key] for key in keys if key in self.calls}
+    @property
+    def ledger(self) -> Any:
+        def known(keys: Sequence[bytes]) -> dict[bytes, Known]:
+            return {key: self.calls[key] for key in keys if key in self.calls}
+
+        return SimpleNamespace(last_refused=lambda _: [], known=known)
 
     def record(
         self, key: bytes, state: CallState, line: bytes, previous: CallState | None, *_: object, **__: object
