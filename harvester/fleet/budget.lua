@@ -132,10 +132,10 @@ local function wait_for_reports(why)
   redis.call('HSET', META, 'settle_until', exact(settle_until), 'settle_for', why)
 end
 
-local function await_the_living() -- those that were in contact shortly before Redis ended
+local function await_the_living() -- those that were in contact shortly before Redis ended, if windows still hold it
   redis.call('DEL', AWAITED)
   local newest = redis.call('ZRANGE', PROCESSES, -1, -1, 'WITHSCORES')
-  if newest[1] then
+  if newest[1] and tonumber(newest[2]) > now - A.kept then
     for _, process in ipairs(redis.call('ZRANGEBYSCORE', PROCESSES, newest[2] - A.alive, '+inf')) do
       redis.call('SADD', AWAITED, process)
     end

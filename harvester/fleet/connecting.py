@@ -51,7 +51,6 @@ class RedisConnector:
             socket_connect_timeout=_CONNECT_SECONDS,
             socket_timeout=call_seconds,
             retry=library.retry.Retry(library.backoff.NoBackoff(), 0),
-            client_name="harvester",
         )
         try:
             return client, _run_of(client.info("server"))

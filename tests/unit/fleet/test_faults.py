@@ -237,6 +237,17 @@ def test_after_a_restart_nobody_waits_for_a_process_that_had_ended_before(own: C
     assert take(budget) == 5
 
 
+def test_after_a_restart_nobody_waits_for_what_no_window_holds_any_more(own: Callable[..., Redis]) -> None:
+    redis = own("--appendonly", "yes", "--appendfsync", "always")
+    killed, gone = redis.budget(NARROW)
+    assert take(killed, 2) == 2  # and it was the last for hours
+    redis.process.stop()
+    redis.start()
+    redis.hosts.remove(gone)
+    redis.seconds += 3700.0
+    assert take(redis.host(new=False).budget(ACCOUNT, "clicks", NARROW)) == 5
+
+
 def test_a_redis_that_stands_still_holds_the_loop_for_half_a_second_once(own: Callable[..., Redis]) -> None:
     redis = own()
     budget, host = redis.budget(NARROW)
