@@ -15,12 +15,10 @@ from typing import Any
 
 import aiohttp
 from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError, RawResponseMessage
-from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.http import HttpProcessingError, HttpResponseParser, RawResponseMessage
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from harvester.bitly.facets import BODY_LIMIT
 from harvester.transport.connection import (
     HEAD_LIMIT,
     HEADERS_LIMIT,
@@ -37,6 +35,8 @@ TESTED_VERSIONS = frozenset({"3.14.5"})
 """The versions of aiohttp with which the suite runs both ways of sending."""
 IDLE_SECONDS = 15.0
 """A connection that was idle for longer is closed: this is what aiohttp's sessions do."""
+_PARSER_LIMITS = {"max_line_size": HEAD_LIMIT, "max_field_size": HEAD_LIMIT, "max_headers": HEADERS_LIMIT}
+_END_OF_HEAD = b"\r\n\r\n"
 
 
 def why_not() -> str | None:
@@ -56,7 +56,12 @@ def note_fallback(note: Callable[[str], None], *, direct: bool) -> None:
 
 
 class _DirectProtocol(SlotProtocol):
-    """A connection whose responses are all parsed by one parser, and each handed to whoever waits for it."""
+    """A connection whose responses are all parsed by one parser, and each handed to whoever waits for it.
+
+    A response of which all came at once, as nearly all do, has its head parsed alone: a stream for the body costs more.
+    """
+
+    _heads: HttpResponseParser | None = None
 
     @property
     def is_plainly_good(self) -> bool:
@@ -66,16 +71,11 @@ class _DirectProtocol(SlotProtocol):
             return False
         return self.idle_seconds <= IDLE_SECONDS
 
-    def next_response(self) -> "asyncio.Future[tuple[RawResponseMessage, aiohttp.StreamReader]]":
+    def next_response(self) -> "asyncio.Future[tuple[RawResponseMessage, bytes | aiohttp.StreamReader]]":
         """Return the future of the head of the response to the request that is written next, with its body."""
         if self._parser is None:
-            self.set_response_params(
-                read_until_eof=True,
-                auto_decompress=False,
-                max_line_size=HEAD_LIMIT,
-                max_field_size=HEAD_LIMIT,
-                max_headers=HEADERS_LIMIT,
-            )
+            self.set_response_params(read_until_eof=True, auto_decompress=False, **_PARSER_LIMITS)
+            self._heads = HttpResponseParser(self, self._loop, HEAD_LIMIT, response_with_body=False, **_PARSER_LIMITS)
         if self._exception is not None:
             raise self._exception
         response: asyncio.Future[Any] = self._loop.create_future()
@@ -85,6 +85,9 @@ class _DirectProtocol(SlotProtocol):
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self._parser is None or self._answers >= self._requests:
             super().data_received(data)
+            return
+        if (message := self._whole_response(data)) is not None:
+            self._hand_over(message[0], message[1], last=message[0].should_close)
             return
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
@@ -97,9 +100,27 @@ class _DirectProtocol(SlotProtocol):
                 self._hand_over(message, payload, last=message.should_close or upgraded)
         self.bound_head(len(data))
 
-    def _hand_over(self, message: RawResponseMessage, payload: aiohttp.StreamReader, *, last: bool) -> None:
+    def _whole_response(self, data: bytes) -> tuple[RawResponseMessage, bytes] | None:
+        """Return head and body of an answer that is the first to have come, whole and alone, and is not packed."""
+        end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+        if self._head_bytes or self._heads is None or not len(_END_OF_HEAD) <= end <= HEAD_LIMIT:
+            return None
+        try:
+            messages, _, _ = self._heads.feed_data(data[:end])
+        except Exception:  # the other parser says what is wrong
+            self._heads = None
+            return None
+        message, content = messages[0][0], data[end:]
+        if message.code != 200 or message.chunked or message.upgrade or len(messages) > 1:
+            return None
+        headers = message.headers
+        if "Content-Encoding" in headers or "Transfer-Encoding" in headers:
+            return None
+        return (message, content) if headers.get("Content-Length") == str(len(content)) else None
+
+    def _hand_over(self, message: RawResponseMessage, payload: bytes | aiohttp.StreamReader, *, last: bool) -> None:
         self.count_answer()
-        self._payload = payload
+        self._payload = None if isinstance(payload, bytes) else payload
         self._should_close = self._should_close or last or self._answers > self._requests
         response: asyncio.Future[Any] | None = self._waiter
         self._waiter = None
@@ -152,8 +173,8 @@ class DirectTransport:
             assert protocol.transport is not None
             protocol.transport.write(self._request(target, authorization, body))
             message, payload = await response
-            if (content := _whole(message, payload)) is not None:
-                received = Received(message.code, message.headers, Body(content))
+            if isinstance(payload, bytes):
+                received = Received(message.code, message.headers, Body(payload))
             else:
                 streamed = _Response(message.headers, payload, self._drop)
                 received = Received(message.code, message.headers, await read_bounded(streamed))
@@ -248,13 +269,6 @@ class DirectTransport:
             self._closing = self._loop.call_later(left, self._close_idle)
         else:
             self._drop()
-
-
-def _whole(message: RawResponseMessage, payload: aiohttp.StreamReader) -> bytes | None:
-    """Return the body if it came together with its head, as most do, and is not packed; None to read it as a stream."""
-    if payload is EMPTY_PAYLOAD or not payload.is_eof() or payload.total_bytes > BODY_LIMIT:
-        return None
-    return None if "Content-Encoding" in message.headers else b"".join(payload._buffer)
 
 
 class _Response:
