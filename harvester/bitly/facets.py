@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 INT64_MAX = 2**63 - 1
@@ -105,6 +106,8 @@ class Facet:
 
     def totals_in(self, body: Mapping[str, Any]) -> dict[str, int | None]:
         """Return the counts beside the metrics, by the names of the row's columns; None for one that is missing."""
+        if not self.totals:
+            return {}
         found = body.get(self.totals_key)
         counts = found if isinstance(found, Mapping) else {}
         return {field.name: counts[field.name] if _is_count(counts.get(field.name)) else None for field in self.totals}
@@ -148,6 +151,8 @@ class Facet:
 
 
 _SEPARATOR = "\x1f"
+_OBJECT, _TEXT, _INTEGER, _PLAIN = map(frozenset, ({dict}, {str}, {int}, {("value", "clicks")}))
+_value_of, _clicks_of = itemgetter("value"), itemgetter("clicks")
 
 
 def _singular(name: str) -> str:
@@ -182,23 +187,29 @@ def _objects_in(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
         return []
     if not isinstance(items, list):
         raise NotTheFacet(f"no list of {key}")
-    for item in items:
-        if type(item) is not dict:
-            raise NotTheFacet(f"an entry of {key} is not an object")
+    if not _OBJECT.issuperset(map(type, items)):
+        raise NotTheFacet(f"an entry of {key} is not an object")
     return items
 
 
 def _read_value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:
-    """Read `metrics[] {value, clicks}`, the shape that four facets share. It is `_list_of` with less work a metric."""
-    metrics: list[Metric] = []
-    for item in _objects_in(body, "metrics"):
-        value, clicks = item.get("value"), item.get("clicks")
-        if type(value) is not str:
-            raise NotTheFacet("a value is not a string")
-        if type(clicks) is not int or not 0 <= clicks <= INT64_MAX:  # as _is_count has it
-            raise NotTheFacet("clicks is not a count")
-        metrics.append({"value": value, "clicks": clicks})
-    return metrics
+    """Read `metrics[] {value, clicks}`, the shape that four facets share: `_list_of`, but for entries that are metrics
+    as they are, as nearly all are. Those are looked at by C, all at once."""
+    items = _objects_in(body, "metrics")
+    if _PLAIN.issuperset(map(tuple, items)) and _TEXT.issuperset(map(type, map(_value_of, items))):
+        clicks = [*map(_clicks_of, items)]
+        if (
+            _INTEGER.issuperset(map(type, clicks))
+            and min(clicks, default=0) >= 0
+            and max(clicks, default=0) <= INT64_MAX
+        ):
+            return items
+    return [_metric(item, _VALUE_AND_CLICKS) for item in items]
+
+
+def clicks_listed(metrics: Iterable[Metric]) -> int:
+    """Return the sum of the clicks of metrics; null counts as none."""
+    return sum(filter(None, map(_clicks_of, metrics)))
 
 
 def _list_of(key: str, fields: tuple[MetricField, ...], nested: str = "") -> Read:
