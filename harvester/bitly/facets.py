@@ -151,7 +151,8 @@ class Facet:
 
 
 _SEPARATOR = "\x1f"
-_OBJECT, _TEXT, _INTEGER, _PLAIN = map(frozenset, ({dict}, {str}, {int}, {("value", "clicks")}))
+_OBJECT, _TEXT, _INTEGER = frozenset({dict}), frozenset({str}), frozenset({int})
+_PLAIN = frozenset({("value", "clicks")})
 _value_of, _clicks_of = itemgetter("value"), itemgetter("clicks")
 
 

@@ -209,11 +209,10 @@ class AttemptSender:
             try:
                 with slot.line.deadline(self._timeout_seconds):
                     response = await slot.transport.send(f"{self._base_path}{target}", self._token.header)
-                body = response.body
-                lost = not body.whole or (body.flaw and response.status == 200)
-                if lost or not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
+                lost = not response.whole or (response.flaw and response.status == 200)
+                if lost or not (slot.line.sole or await slot.line.confirm_sole()):
                     return None
-                return HelperResponse(response.status, response.headers, body.content)
+                return HelperResponse(response.status, response.headers, response.content)
             finally:
                 if slot.line.unsent:
                     self.counters.helper -= self._give_back(attempt)
@@ -320,7 +319,7 @@ class AttemptSender:
         try:
             with line.deadline(self._timeout_seconds):
                 response = await slot.transport.send(target, authorization, posted)
-            matched = line.looks_sole(response.body.content) or await line.confirm_sole()
+            matched = line.sole or await line.confirm_sole()
             if not matched:
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
                 return Transient(None, "the server sent more than one response, so none can be matched to the request")
@@ -336,14 +335,13 @@ class AttemptSender:
                 await line.closed()
 
     def _classify(self, response: Received, sent_at: float) -> Verdict:
-        body = response.body
-        content = body.content
-        verdict = self._requests.classify(response.status, response.headers, content, whole=body.whole)
+        content = response.content
+        verdict = self._requests.classify(response.status, response.headers, content, whole=response.whole)
         if self._token.has_to_hide(content, good=isinstance(verdict, Answer)):
             content = self._token.redact(content.decode(errors="replace")).encode()
-            return self._requests.classify(response.status, response.headers, content, whole=body.whole)
-        if body.flaw and not isinstance(verdict, Answer):
-            return not_unpacked(verdict, body.flaw, cut=body.cut)
+            return self._requests.classify(response.status, response.headers, content, whole=response.whole)
+        if response.flaw and not isinstance(verdict, Answer):
+            return not_unpacked(verdict, response.flaw, cut=response.cut)
         if isinstance(verdict, Answer) and sent_at >= self._date_due:
             self._see_date(response.headers.get("Date", ""), sent_at)
         return verdict

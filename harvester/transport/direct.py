@@ -11,7 +11,7 @@ the tests run with.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 from aiohttp.connector import Connection
@@ -29,14 +29,22 @@ from harvester.transport.connection import (
     SlotProtocol,
     is_final,
 )
-from harvester.transport.exchange import JSON_BODY, Body, Received, read_bounded
+from harvester.transport.exchange import JSON_BODY, Received, read_bounded
 
 TESTED_VERSIONS = frozenset({"3.14.5"})
 """The versions of aiohttp with which the suite runs both ways of sending."""
 IDLE_SECONDS = 15.0
 """A connection that was idle for longer is closed: this is what aiohttp's sessions do."""
-_PARSER_LIMITS = {"max_line_size": HEAD_LIMIT, "max_field_size": HEAD_LIMIT, "max_headers": HEADERS_LIMIT}
+_PARSER_LIMITS: dict[str, Any] = {
+    "max_line_size": HEAD_LIMIT,
+    "max_field_size": HEAD_LIMIT,
+    "max_headers": HEADERS_LIMIT,
+}
 _END_OF_HEAD = b"\r\n\r\n"
+
+
+_Begun: TypeAlias = tuple[RawResponseMessage, aiohttp.StreamReader]
+"""A response whose head was read: that, and its body as a stream."""
 
 
 def why_not() -> str | None:
@@ -69,10 +77,15 @@ class _DirectProtocol(SlotProtocol):
         transport = self.transport
         if transport is None or transport.is_closing() or self._poll.poll(0):
             return False
-        return self.idle_seconds <= IDLE_SECONDS
+        return self._loop.time() - self._answered_at <= IDLE_SECONDS
 
-    def next_response(self) -> "asyncio.Future[tuple[RawResponseMessage, bytes | aiohttp.StreamReader]]":
-        """Return the future of the head of the response to the request that is written next, with its body."""
+    @property
+    def should_close(self) -> bool:
+        """True if no request can follow: what else aiohttp looks at cannot be where only this class reads responses."""
+        return self._should_close or (self._payload is not None and not self._payload.is_eof())
+
+    def write(self, request: bytes) -> "asyncio.Future[Received | _Begun]":
+        """Write a request, and return the future of its response."""
         if self._parser is None:
             self.set_response_params(read_until_eof=True, auto_decompress=False, **_PARSER_LIMITS)
             self._heads = HttpResponseParser(self, self._loop, HEAD_LIMIT, response_with_body=False, **_PARSER_LIMITS)
@@ -80,14 +93,16 @@ class _DirectProtocol(SlotProtocol):
             raise self._exception
         response: asyncio.Future[Any] = self._loop.create_future()
         self._waiter = response  # aiohttp wakes it if the connection fails
+        assert self.transport is not None  # a lost connection has raised its exception
+        self.transport.write(request)
         return response
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self._parser is None or self._answers >= self._requests:
             super().data_received(data)
             return
-        if (message := self._whole_response(data)) is not None:
-            self._hand_over(message[0], message[1], last=message[0].should_close)
+        if not self._head_bytes and (received := self._whole_response(data)) is not None:
+            self._hand_over(received)
             return
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
@@ -97,35 +112,40 @@ class _DirectProtocol(SlotProtocol):
             return
         for message, payload in messages:
             if is_final(message.code):
-                self._hand_over(message, payload, last=message.should_close or upgraded)
+                self._payload = payload
+                self._should_close = self._should_close or message.should_close or upgraded
+                self._hand_over((message, payload))
         self.bound_head(len(data))
 
-    def _whole_response(self, data: bytes) -> tuple[RawResponseMessage, bytes] | None:
-        """Return head and body of an answer that is the first to have come, whole and alone, and is not packed."""
+    def _whole_response(self, data: bytes) -> Received | None:
+        """Return an answer that is the first to have come, whole and alone, and is not packed."""
         end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
-        if self._head_bytes or self._heads is None or not len(_END_OF_HEAD) <= end <= HEAD_LIMIT:
+        if self._heads is None or not len(_END_OF_HEAD) <= end <= HEAD_LIMIT:
             return None
         try:
-            messages, _, _ = self._heads.feed_data(data[:end])
+            ((message, _),) = self._heads.feed_data(data[:end])[0]
         except Exception:  # the other parser says what is wrong
             self._heads = None
             return None
-        message, content = messages[0][0], data[end:]
-        if message.code != 200 or message.chunked or message.upgrade or len(messages) > 1:
+        headers, content = message.headers, data[end:]
+        if message.code != 200 or headers.get("Content-Length") != str(len(content)) or message.upgrade:
             return None
-        headers = message.headers
         if "Content-Encoding" in headers or "Transfer-Encoding" in headers:
             return None
-        return (message, content) if headers.get("Content-Length") == str(len(content)) else None
+        self._payload = None
+        if message.should_close:
+            self._should_close = True
+        return Received(200, headers, content)
 
-    def _hand_over(self, message: RawResponseMessage, payload: bytes | aiohttp.StreamReader, *, last: bool) -> None:
+    def _hand_over(self, response: "Received | _Begun") -> None:
+        """Hand a response to the one who waits for it. One whose body is still to come has its head only."""
         self.count_answer()
-        self._payload = None if isinstance(payload, bytes) else payload
-        self._should_close = self._should_close or last or self._answers > self._requests
-        response: asyncio.Future[Any] | None = self._waiter
+        if self._answers > self._requests:
+            self._should_close = True
+        waiter: asyncio.Future[Any] | None = self._waiter
         self._waiter = None
-        if response is not None and not response.done():
-            response.set_result((message, payload))
+        if waiter is not None and not waiter.done():
+            waiter.set_result(response)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         if self._reading_paused or self._buffer_paused:  # else there is nothing to resume, at the end of each body
@@ -169,15 +189,8 @@ class DirectTransport:
         if (protocol := self._reuse()) is None:
             protocol = await self._connect()
         try:
-            response = protocol.next_response()
-            assert protocol.transport is not None
-            protocol.transport.write(self._request(target, authorization, body))
-            message, payload = await response
-            if isinstance(payload, bytes):
-                received = Received(message.code, message.headers, Body(payload))
-            else:
-                streamed = _Response(message.headers, payload, self._drop)
-                received = Received(message.code, message.headers, await read_bounded(streamed))
+            response = await protocol.write(self._request(target, authorization, body))
+            received = response if isinstance(response, Received) else await self._read(*response)
         except HttpProcessingError as error:
             self._drop()
             raise aiohttp.ClientResponseError(
@@ -195,7 +208,13 @@ class DirectTransport:
             line.kept = True
             if self._closing is None:
                 self._closing = self._loop.call_later(IDLE_SECONDS, self._close_idle)
+        line.look_at(received.content)
         return received
+
+    async def _read(self, message: RawResponseMessage, payload: aiohttp.StreamReader) -> Received:
+        """Read the body of a response whose head was read."""
+        streamed = _Response(message.headers, payload, self._drop)
+        return Received(message.code, message.headers, *await read_bounded(streamed))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -211,10 +230,12 @@ class DirectTransport:
             ValueError: target or authorization could be read as more than one line of the request.
         """
         if authorization != self._authorization:
+            if not authorization.isprintable():
+                raise ValueError("a control character in a request's authorization")
             self._authorization = authorization
             self._rest = f" HTTP/1.1\r\n{self._headers}Authorization: {authorization}\r\n"
-        if " " in target or not (target.isprintable() and authorization.isprintable()):
-            raise ValueError("a space or a control character in a request's target or authorization")
+        if " " in target or not target.isprintable():
+            raise ValueError("a space or a control character in a request's target")
         last = "Connection: close\r\n" if self._is_last else ""
         if body is None:
             return f"GET {target}{self._rest}{last}\r\n".encode("ascii")

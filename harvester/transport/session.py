@@ -26,9 +26,10 @@ class SessionTransport:
         else:
             exchange = self._session.post(url, data=body, headers={**headers, **JSON_BODY}, allow_redirects=False)
         async with exchange as response:
-            received = Received(response.status, response.headers, await read_bounded(response))
+            received = Received(response.status, response.headers, *await read_bounded(response))
         stays_open = received.headers.get("Connection", "keep-alive").lower() == "keep-alive"
-        self._line.kept = stays_open and received.body.whole and not received.body.flaw
+        self._line.kept = stays_open and received.whole and not received.flaw
+        self._line.look_at(received.content)
         return received
 
     async def close(self) -> None:
