@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple, Protocol, TypeGuard
 
 from harvester.bitly.bitlinks import Bitlink, links_in, parse
@@ -48,6 +49,14 @@ class Batch:
     headers: int = 0
     invalid: list[InvalidLine] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
+
+    @property
+    def carries(self) -> bool:
+        """True if the row of one of the links has something of the list's other columns."""
+        return [*map(_carried_by, self.links)].count(None) < len(self.links)
+
+
+_carried_by = attrgetter("carried")
 
 
 class Feed(Protocol):

@@ -29,10 +29,31 @@ class RowBuilder:
 
     def __init__(self, query: Query, run_id: str, begun: Query | None = None) -> None:
         self.query = query
-        self._run_id = run_id
         self._facet = FACETS[query.facet]
         self._window = _window_of(begun or query)
         self._moved = _window_of(query) if begun not in {None, query} else None
+        self._columns = {
+            "record_id": None,
+            "run_id": run_id,
+            "bitlink": None,
+            "facet": query.facet,
+            "unit": query.unit,
+            "units": query.units,
+            "unit_reference": query.unit_reference,
+            "period_start": query.period_start,
+            "period_end": query.period_end,
+            "size": query.size,
+            "fetched_at": None,
+            "units_returned": None,
+            "unit_reference_returned": None,
+            "clicks_listed": None,
+            "truncated": None,
+            "source": None,
+            **{field.name: None for field in self._facet.totals},
+            "carried": None,
+            "metrics": None,
+            "schema_version": SCHEMA_VERSION,
+        }
 
     def record_id(self, bitlink: str, unit_reference: str) -> bytes:
         """Return the 16 bytes of the record_id of a row with this unit_reference, whatever the dataset's own is."""
@@ -60,31 +81,23 @@ class RowBuilder:
         fetched_at: when the response was read, UTC with `Z`. carried: what the list says of the link. source: None
         for the link's own answer. lacks: what `shortfall` says of the answer, if it is known already.
         """
-        query = self.query
         if self._moved is not None:
             key = _first_16(bitlink.encode() + self._moved)
         return one_line(
             {
+                **self._columns,  # which are in their order, and most of them the same in every row
                 "record_id": key.hex(),
-                "run_id": self._run_id,
                 "bitlink": bitlink,
-                "facet": query.facet,
-                "unit": query.unit,
-                "units": query.units,
-                "unit_reference": query.unit_reference,
-                "period_start": query.period_start,
-                "period_end": query.period_end,
-                "size": answer.larger_size or query.size,
+                "size": answer.larger_size or self.query.size,
                 "fetched_at": fetched_at,
                 "units_returned": answer.units_returned,
                 "unit_reference_returned": answer.unit_reference_returned,
                 "clicks_listed": answer.clicks_listed,
                 "truncated": self._is_truncated(answer) if lacks is None else lacks.truncated,
                 "source": source,
-                **answer.totals,
                 "carried": carried,
                 "metrics": answer.metrics,
-                "schema_version": SCHEMA_VERSION,
+                **answer.totals,
             }
         )
 
@@ -95,12 +108,12 @@ class RowBuilder:
 
     def shortfall(self, answer: Answer) -> Shortfall:
         """Return what the row of an answer lacks."""
+        query, returned = self.query, answer.units_returned
         truncated = self._is_truncated(answer)
-        returned = answer.units_returned
-        clipped = returned is not None and 0 <= returned < self.query.units
-        if self.query.period_start is not None and not clipped:
+        clipped = returned is not None and 0 <= returned < query.units
+        if query.period_start is not None and not clipped:
             used = {"units_returned": returned, "unit_reference_returned": answer.unit_reference_returned}
-            clipped = is_clipped({**self.query.as_dict(), **used}, is_empty=not answer.metrics)
+            clipped = is_clipped({**query.as_dict(), **used}, is_empty=not answer.metrics)
         return Shortfall(truncated, clipped) if truncated or clipped else WHOLE
 
     def _is_truncated(self, answer: Answer) -> bool:
