@@ -179,7 +179,7 @@ def classify(
         return classify_error(status, headers, body)
     try:
         record = _object_in_answer(body, whole=whole)
-        if limit := _limit_in_answer(headers, record):
+        if record.get("message") and (limit := _classify_limit(200, headers, _message_of(record))):
             return limit
         metrics = facet.metrics_in(record)
         reference = _reference_text(record.get("unit_reference"))
@@ -216,7 +216,7 @@ def classify_document(
         return classify_error(status, headers, body)
     try:
         record = _object_in_answer(body, whole=whole)
-        if limit := _limit_in_answer(headers, record):
+        if record.get("message") and (limit := _classify_limit(200, headers, _message_of(record))):
             return limit
         content = read(record)
     except NotTheFacet as error:
@@ -253,11 +253,6 @@ def _object_in_answer(body: bytes, *, whole: bool) -> dict[str, Any]:
     if type(record) is not dict:
         raise NotTheFacet("not a JSON object")
     return record
-
-
-def _limit_in_answer(headers: Mapping[str, str], record: Mapping[str, Any]) -> MonthSpent | Throttled | None:
-    """Return the verdict on a 200 whose message says that a limit is spent; None for any other."""
-    return _classify_limit(200, headers, _message_of(record)) if record.get("message") else None
 
 
 def _message_of(record: Mapping[str, Any]) -> str:

@@ -273,8 +273,8 @@ class Client:
             return own
         finally:
             self._fresh_calls -= fresh
-            if not again:
-                self._calls -= 1
+            self._calls -= not again
+            if self.known_good.waiting:
                 self.known_good.notify_all()
 
     async def _let_others_pass(self, bitlink: str, *, fresh: bool, again: bool) -> bool:

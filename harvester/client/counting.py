@@ -25,19 +25,20 @@ class _TooLate(aiohttp.ClientError):
 
 
 class CountedAttempt:
-    """An attempt that a budget has just counted. clock: seconds since boot.
+    """An attempt that a budget has just counted, to be sent over a connection. clock: seconds since boot.
 
     counted: where it counts; None once that was given back. sent_at: when it was sent, in seconds since boot.
     """
 
     __slots__ = ("_budget", "_clock", "counted", "sent_at")
 
-    def __init__(self, budget: Budget, clock: Callable[[], float]) -> None:
+    def __init__(self, line: SlotConnection, budget: Budget, clock: Callable[[], float]) -> None:
         counted = budget.counted
         self.counted: Counted | None = counted
         self.sent_at = counted.at
         self._budget = budget
         self._clock = clock
+        line.unsent, line.ready = False, self.count_when_sent
 
     def count_when_sent(self) -> None:
         """Note the time, right before the attempt is sent, and move the count to it if it goes late.
@@ -101,7 +102,9 @@ class AttemptCounter:
             refusal = budget.try_acquire()
         except OutputError as error:
             raise self._nothing_uncounted(error) from error
-        return self.begin(line, budget) if refusal is None else refusal
+        if refusal is not None:
+            return refusal
+        return CountedAttempt(line, budget, self._clock)
 
     def may_ask_date(self, helpers: Budget) -> bool:
         """Return whether a request for the server's date was counted and may go. Raises RunStopping."""
@@ -112,9 +115,7 @@ class AttemptCounter:
 
     def begin(self, line: SlotConnection, budget: Budget) -> CountedAttempt:
         """Prepare a connection for the attempt that a budget has just counted."""
-        attempt = CountedAttempt(budget, self._clock)
-        line.unsent, line.ready = False, attempt.count_when_sent
-        return attempt
+        return CountedAttempt(line, budget, self._clock)
 
     def record(self, counters: AttemptCounts) -> None:
         """Record the attempt that is about to be sent. Raises RunStopping."""

@@ -64,7 +64,7 @@ class RowBuilder:
         """Return the call's key: the first 16 bytes of SHA-256 over bitlink, facet, unit, units and unit_reference,
         joined by U+001F. In hexadecimal it is the row's record_id, unless rows are refreshed.
         """
-        return _first_16(bitlink.encode() + self._window)
+        return hashlib.sha256(bitlink.encode() + self._window, usedforsecurity=False).digest()[:16]  # as _first_16
 
     def row(
         self,
@@ -93,7 +93,7 @@ class RowBuilder:
                 "units_returned": answer.units_returned,
                 "unit_reference_returned": answer.unit_reference_returned,
                 "clicks_listed": answer.clicks_listed,
-                "truncated": self._is_truncated(answer) if lacks is None else lacks.truncated,
+                "truncated": (lacks or self.shortfall(answer)).truncated,
                 "source": source,
                 "carried": carried,
                 "metrics": answer.metrics,
@@ -109,15 +109,12 @@ class RowBuilder:
     def shortfall(self, answer: Answer) -> Shortfall:
         """Return what the row of an answer lacks."""
         query, returned = self.query, answer.units_returned
-        truncated = self._is_truncated(answer)
+        truncated = self._facet.is_full(answer.metrics, answer.larger_size or query.size)
         clipped = returned is not None and 0 <= returned < query.units
         if query.period_start is not None and not clipped:
             used = {"units_returned": returned, "unit_reference_returned": answer.unit_reference_returned}
             clipped = is_clipped({**query.as_dict(), **used}, is_empty=not answer.metrics)
         return Shortfall(truncated, clipped) if truncated or clipped else WHOLE
-
-    def _is_truncated(self, answer: Answer) -> bool:
-        return self._facet.is_full(answer.metrics, answer.larger_size or self.query.size)
 
     def failed_call(self, kind: str, bitlink: str, file: str, line: int, verdict: Failure, attempts: int) -> bytes:
         """Return the line of `_failures.ndjson` about a call with this last verdict; the rest is as for `failure`."""

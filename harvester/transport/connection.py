@@ -167,7 +167,9 @@ class SlotProtocol(ResponseHandler):
         self._rest = min(max(2 * self._took, _SHORTEST_REST_SECONDS), _LONGEST_REST_SECONDS) if rests else 0.0
         self._last, self._answered_at = content, self._loop.time()
         self._took = self._answered_at - self._began_at
-        return not (rests or self._unasked or self._answers > self._requests or self.has_news())
+        if rests or self._unasked or self._answers > self._requests:
+            return False
+        return self.transport is None or not self._poll.poll(0)
 
     async def confirm_sole(self) -> bool:
         """Look closer at an answer of which `looks_sole` has returned False."""
@@ -252,10 +254,6 @@ class SlotConnection:
             if turn >= _LEAST_CLOSE_TURNS and (self.protocol is None or self.protocol.transport is None):
                 return
             await asyncio.sleep(0)
-
-    def look_at(self, content: bytes) -> None:
-        """Set `sole` for the answer with this body, which has just been read."""
-        self.sole = self.protocol is None or self.protocol.looks_sole(content)
 
     async def confirm_sole(self) -> bool:
         """Look closer at an answer that may not be the only one to its request."""

@@ -71,9 +71,8 @@ class _DirectProtocol(SlotProtocol):
 
     _heads: HttpResponseParser | None = None
 
-    @property
     def is_plainly_good(self) -> bool:
-        """True if the connection is open, nothing has come over it, and it was not idle for long."""
+        """Return whether the connection is open, nothing has come over it, and it was not idle for long."""
         transport = self.transport
         if transport is None or transport.is_closing() or self._poll.poll(0):
             return False
@@ -208,7 +207,7 @@ class DirectTransport:
             line.kept = True
             if self._closing is None:
                 self._closing = self._loop.call_later(IDLE_SECONDS, self._close_idle)
-        line.look_at(received.content)
+        line.sole = protocol.looks_sole(received.content)
         return received
 
     async def _read(self, message: RawResponseMessage, payload: aiohttp.StreamReader) -> Received:
@@ -245,7 +244,7 @@ class DirectTransport:
     def _reuse(self) -> _DirectProtocol | None:
         """Return the connection on which the request is written next, if the one that was kept is plainly good."""
         protocol = self._protocol
-        if protocol is None or self._peer.closes or not protocol.is_plainly_good:
+        if protocol is None or self._peer.closes or not protocol.is_plainly_good():
             return None
         try:
             self._line.begin(protocol)
