@@ -41,6 +41,7 @@ _PARSER_LIMITS: dict[str, Any] = {
     "max_headers": HEADERS_LIMIT,
 }
 _END_OF_HEAD = b"\r\n\r\n"
+_IN_A_TARGET = bytes(range(0x21, 0x7F))
 
 
 _Begun: TypeAlias = tuple[RawResponseMessage, aiohttp.StreamReader]
@@ -233,7 +234,7 @@ class DirectTransport:
                 raise ValueError("a control character in a request's authorization")
             self._authorization = authorization
             self._rest = f" HTTP/1.1\r\n{self._headers}Authorization: {authorization}\r\n"
-        if " " in target or not target.isprintable():
+        if target.encode("ascii").translate(None, _IN_A_TARGET):
             raise ValueError("a space or a control character in a request's target")
         last = "Connection: close\r\n" if self._is_last else ""
         if body is None:
