@@ -15,7 +15,7 @@ _PREFIX = "harvester-scratch-"
 _ADVICE = "It is a temporary file: run the same command again, which begins a new one"
 # A large cache would be filled and of no use: keys are hashes, so the next one is on any page of the file.
 _PRAGMAS = ("journal_mode=OFF", "synchronous=OFF", "cache_size=-512", "locking_mode=EXCLUSIVE")
-MOST_IN_MEMORY = 50_000
+MOST_IN_MEMORY = 20_000
 _NAME = re.compile(re.escape(_PREFIX) + r"\w{8}", re.ASCII)
 
 
