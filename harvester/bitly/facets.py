@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
-from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 INT64_MAX = 2**63 - 1
@@ -151,9 +150,6 @@ class Facet:
 
 
 _SEPARATOR = "\x1f"
-_OBJECT, _TEXT, _INTEGER = frozenset({dict}), frozenset({str}), frozenset({int})
-_PLAIN = frozenset({("value", "clicks")})
-_value_of, _clicks_of = itemgetter("value"), itemgetter("clicks")
 
 
 def _singular(name: str) -> str:
@@ -188,29 +184,24 @@ def _objects_in(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
         return []
     if not isinstance(items, list):
         raise NotTheFacet(f"no list of {key}")
-    if not _OBJECT.issuperset(map(type, items)):
-        raise NotTheFacet(f"an entry of {key} is not an object")
+    for item in items:
+        if type(item) is not dict:
+            raise NotTheFacet(f"an entry of {key} is not an object")
     return items
 
 
 def _read_value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:
-    """Read `metrics[] {value, clicks}`, the shape that four facets share: `_list_of`, but for entries that are metrics
-    as they are, as nearly all are. Those are looked at by C, all at once."""
+    """Read `metrics[] {value, clicks}`, the shape that four facets share. It is `_list_of` with less work a metric."""
     items = _objects_in(body, "metrics")
-    if _PLAIN.issuperset(map(tuple, items)) and _TEXT.issuperset(map(type, map(_value_of, items))):
-        clicks = [*map(_clicks_of, items)]
-        if (
-            _INTEGER.issuperset(map(type, clicks))
-            and min(clicks, default=0) >= 0
-            and max(clicks, default=0) <= INT64_MAX
-        ):
-            return items
+    for item in items:
+        if len(item) != 2 or next(iter(item)) != "value":
+            break
+        value, clicks = item["value"], item.get("clicks")
+        if type(value) is not str or type(clicks) is not int or not 0 <= clicks <= INT64_MAX:  # as _metric has it
+            break
+    else:  # each is a metric as it is
+        return items
     return [_metric(item, _VALUE_AND_CLICKS) for item in items]
-
-
-def clicks_listed(metrics: Iterable[Metric]) -> int:
-    """Return the sum of the clicks of metrics; null counts as none."""
-    return sum(filter(None, map(_clicks_of, metrics)))
 
 
 def _list_of(key: str, fields: tuple[MetricField, ...], nested: str = "") -> Read:

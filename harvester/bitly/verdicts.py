@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 
 import orjson
 
-from harvester.bitly.facets import BODY_LIMIT, INT64_MAX, Facet, Metric, NotTheFacet, clicks_listed
+from harvester.bitly.facets import BODY_LIMIT, INT64_MAX, Facet, Metric, NotTheFacet
 from harvester.clock import Hint, as_utc, from_epoch, hint, utc_iso
 from harvester.jsonlines import lenient_json, object_in
 
@@ -185,15 +185,15 @@ def classify(
         reference = _reference_text(record.get("unit_reference"))
         if check_echo is not None:
             check_echo(record.get("unit"), reference)
-        clicks = clicks_listed(metrics)
-        if clicks > INT64_MAX:
+        clicks_listed = sum([metric["clicks"] or 0 for metric in metrics])
+        if clicks_listed > INT64_MAX:
             raise NotTheFacet("clicks do not add up to a count")
     except NotTheFacet as error:
         return Unreadable(200, str(error), body_excerpt(body))
     units = record.get("units")
     return Answer(
         metrics=metrics,
-        clicks_listed=clicks,
+        clicks_listed=clicks_listed,
         units_returned=units if type(units) is int and -INT64_MAX <= units <= INT64_MAX else None,
         unit_reference_returned=reference,
         totals=facet.totals_in(record),

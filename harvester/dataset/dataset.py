@@ -317,7 +317,7 @@ class Dataset:
         if batch.size:
             batch.current.sync(batch.size)
             sizes[batch.current.segment] = batch.size
-        if batch.keys or batch.invalid or batch.counters or batch.history or checkpoint is not None:
+        if batch.entries or batch.seen or batch.invalid or batch.counters or batch.history or checkpoint is not None:
             self.ledger.commit(
                 entries=list(batch.entries.items()),
                 seen=batch.seen,

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import NamedTuple, Protocol, TypeGuard
 
 from harvester.bitly.bitlinks import Bitlink, links_in, parse
@@ -53,10 +52,7 @@ class Batch:
     @property
     def carries(self) -> bool:
         """True if the row of one of the links has something of the list's other columns."""
-        return [*map(_carried_by, self.links)].count(None) < len(self.links)
-
-
-_carried_by = attrgetter("carried")
+        return any(link.carried is not None for link in self.links)
 
 
 class Feed(Protocol):

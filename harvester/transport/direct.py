@@ -41,7 +41,6 @@ _PARSER_LIMITS: dict[str, Any] = {
     "max_headers": HEADERS_LIMIT,
 }
 _END_OF_HEAD = b"\r\n\r\n"
-_IN_A_TARGET = bytes(range(0x21, 0x7F))
 
 
 _Begun: TypeAlias = tuple[RawResponseMessage, aiohttp.StreamReader]
@@ -79,9 +78,8 @@ class _DirectProtocol(SlotProtocol):
             return False
         return self._loop.time() - self._answered_at <= IDLE_SECONDS
 
-    @property
-    def should_close(self) -> bool:
-        """True if no request can follow: what else aiohttp looks at cannot be where only this class reads responses."""
+    def is_over(self) -> bool:
+        """Return whether no request can follow. It is `should_close` without what only others' parsers could bring."""
         return self._should_close or (self._payload is not None and not self._payload.is_eof())
 
     def write(self, request: bytes) -> "asyncio.Future[Received | _Begun]":
@@ -202,7 +200,7 @@ class DirectTransport:
         except BaseException:
             self._drop()
             raise
-        if self._is_last or self._protocol is None or protocol.should_close:
+        if self._is_last or self._protocol is None or protocol.is_over():
             self._drop()
         else:
             line.kept = True
@@ -234,7 +232,7 @@ class DirectTransport:
                 raise ValueError("a control character in a request's authorization")
             self._authorization = authorization
             self._rest = f" HTTP/1.1\r\n{self._headers}Authorization: {authorization}\r\n"
-        if target.encode("ascii").translate(None, _IN_A_TARGET):
+        if " " in target or not target.isprintable():
             raise ValueError("a space or a control character in a request's target")
         last = "Connection: close\r\n" if self._is_last else ""
         if body is None:

@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
-from operator import attrgetter
 from threading import Lock
 from typing import Any, TypeAlias
 
@@ -321,9 +320,6 @@ def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bo
     return known.state is CallState.REFUSED and retry_refused
 
 
-_bitlink_of = attrgetter("bitlink")
-
-
 def hide_token(batch: Batch, token: Token) -> None:
     """Replace the token where lines of a batch show it; a link that has it in its name becomes an invalid line.
 
@@ -331,7 +327,7 @@ def hide_token(batch: Batch, token: Token) -> None:
     it. So does a link whose row would carry the token.
     """
     # One look at all names, because no list should have the token in it.
-    suspect = token.is_in("\n".join(map(_bitlink_of, batch.links))) or batch.carries
+    suspect = token.is_in("\n".join([link.bitlink for link in batch.links])) or batch.carries
     if suspect and (with_token := [each for each in batch.links if _shows(each, token)]):
         lines = {(link.file, link.line) for link in with_token}
         batch.links = [link for link in batch.links if (link.file, link.line) not in lines]
