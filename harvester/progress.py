@@ -98,8 +98,8 @@ class CallHistory(Protocol):
     """What a call's past says of its end."""
 
     @property
-    def is_repeated(self) -> bool:
-        """True if an earlier run has made the call."""
+    def previous(self) -> object:
+        """Its state, if an earlier run has made the call; else None."""
 
     @property
     def is_last_try(self) -> bool:
@@ -263,12 +263,14 @@ class RunProgress:
     def count_row(self, call: CallHistory, *, truncated: bool, clipped: bool) -> None:
         """Count a call that has its row."""
         self.pending -= 1
-        self.repeated -= call.is_repeated
         self.rows += 1
+        if call.previous is not None:
+            self.repeated -= 1
         if self.refresh is not None:
             self._count_answer(call)
-        self.truncated += truncated
-        self.clipped += clipped
+        if truncated or clipped:
+            self.truncated += truncated
+            self.clipped += clipped
 
     def count_idle(self, call: CallHistory) -> None:
         """Count a link that has its row without a call. One that is due was counted as pending, others were not yet."""
@@ -281,7 +283,7 @@ class RunProgress:
     def count_without_row(self, status: int | None, call: CallHistory, *, refused: bool) -> None:
         """Count a call that ended without a row. status: HTTP's, None where no answer came."""
         self.pending -= 1
-        self.repeated -= call.is_repeated
+        self.repeated -= call.previous is not None
         self.refused += refused
         self.failed += not refused
         if refused:

@@ -105,6 +105,8 @@ class Facet:
 
     def totals_in(self, body: Mapping[str, Any]) -> dict[str, int | None]:
         """Return the counts beside the metrics, by the names of the row's columns; None for one that is missing."""
+        if not self.totals:
+            return {}
         found = body.get(self.totals_key)
         counts = found if isinstance(found, Mapping) else {}
         return {field.name: counts[field.name] if _is_count(counts.get(field.name)) else None for field in self.totals}
@@ -190,15 +192,16 @@ def _objects_in(body: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 def _read_value_and_clicks(body: Mapping[str, Any]) -> list[Metric]:
     """Read `metrics[] {value, clicks}`, the shape that four facets share. It is `_list_of` with less work a metric."""
-    metrics: list[Metric] = []
-    for item in _objects_in(body, "metrics"):
-        value, clicks = item.get("value"), item.get("clicks")
-        if type(value) is not str:
-            raise NotTheFacet("a value is not a string")
-        if type(clicks) is not int or not 0 <= clicks <= INT64_MAX:  # as _is_count has it
-            raise NotTheFacet("clicks is not a count")
-        metrics.append({"value": value, "clicks": clicks})
-    return metrics
+    items = _objects_in(body, "metrics")
+    for item in items:
+        if len(item) != 2 or next(iter(item)) != "value":
+            break
+        value, clicks = item["value"], item.get("clicks")
+        if type(value) is not str or type(clicks) is not int or not 0 <= clicks <= INT64_MAX:  # as _metric has it
+            break
+    else:  # each is a metric as it is
+        return items
+    return [_metric(item, _VALUE_AND_CLICKS) for item in items]
 
 
 def _list_of(key: str, fields: tuple[MetricField, ...], nested: str = "") -> Read:

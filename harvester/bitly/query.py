@@ -3,7 +3,6 @@
 Periods are in UTC: which query asks for a day, and which bucket of an answer shows that it does.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
@@ -193,8 +192,8 @@ def _is_far(returned: str, asked: str, unit: str) -> bool:
         return False
 
 
-_NOTHING_TO_ENCODE = re.compile(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+/[A-Za-z0-9_-]+")
-"""Nearly every bitlink: quoting each half of it took 3 µs of each call."""
+_UNRESERVED = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~"
+"""What quoting leaves as it is. Nearly every bitlink consists of it."""
 
 
 def path(bitlink: str, facet: Facet) -> str:
@@ -203,10 +202,10 @@ def path(bitlink: str, facet: Facet) -> str:
     The slash between domain and back-half stays literal, as documented. Each half is percent-encoded by itself, so that
     no bitlink (`bit.ly/../../user`) can reach another route.
     """
-    if _NOTHING_TO_ENCODE.fullmatch(bitlink):
-        return f"/bitlinks/{bitlink}{facet.path}"
     domain, _, back_half = bitlink.partition("/")
-    return f"/bitlinks/{quote(domain, safe='')}/{quote(back_half, safe='')}{facet.path}"
+    if domain.strip(_UNRESERVED) or back_half.strip(_UNRESERVED):
+        domain, back_half = quote(domain, safe=""), quote(back_half, safe="")
+    return f"/bitlinks/{domain}/{back_half}{facet.path}"
 
 
 def endpoint_of(facet: Facet) -> str:

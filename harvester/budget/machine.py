@@ -84,11 +84,11 @@ class MachineBudget:
     @property
     def paused(self) -> bool:
         """True from a throttled response until a probe has passed."""
-        return self._usage.state.throttle.paused
+        return self._usage.state.throttle.opens_at is not None  # asked twice a call: a property more takes its time
 
     @property
     def wants_known_good(self) -> bool:
-        return self._throttle.wants_known_good
+        return self._usage.state.throttle.wants_known_good
 
     @property
     def high_rate(self) -> bool:

@@ -101,10 +101,6 @@ class AttemptSender:
         self._throttled_since: float | None = None
         self._date_due = 0.0
 
-    def _target(self, bitlink: str, parameters: str) -> str:
-        path, query = self._requests.target(bitlink)
-        return f"{self._base_path}{path}?{parameters or query}"
-
     async def send(
         self,
         bitlink: str,
@@ -134,27 +130,23 @@ class AttemptSender:
         # may not go gives its slot back before it waits: a waiter never holds a connection.
         refusal = self._breaker.wait_before_sending(may_probe=may_probe) if self._breaker.is_open else None
         if refusal is None:
-            await self.pacer.acquire(self._waits_for_pace)
+            if not self.pacer.lets_pass():
+                await self.pacer.acquire(self._waits_for_pace)
             slot = self.pool.take() or await self._wait_for_slot()
             try:
                 if yields_probe and self._budget.wants_known_good:  # it was paused while this attempt waited
                     return None
-                answer = self._enter(slot, may_probe=may_probe)
-                if isinstance(answer, CountedAttempt):
-                    # Read behind the budget, which may have waited for its file: a probe must not seem older than the
-                    # throttled response that paused the endpoint meanwhile. And not `counted_at`, which is rounded up.
-                    sent_at = self._clock()
-                    posted = self._body_for(bitlink) if self._body_for else None
-                    verdict = await self._request(slot, answer, self._target(bitlink, parameters), header, posted)
-                    if throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
-                        self.counters.throttled += 1
-                        self._breaker.leave(sent_at=sent_at)  # as a probe it has shown nothing
-                        with suppress(OutputError):
-                            self._budget.unlearn(bitlink)
+                attempt, entered_at = self._enter(slot, may_probe=may_probe)
+                if isinstance(attempt, CountedAttempt):
+                    verdict = await self._request(slot, attempt, bitlink, header, parameters)
+                    if isinstance(verdict, Answer):
+                        self._record_answer(attempt.sent_at, evidence=evidence, known_good=known_good)
+                    elif throttled_alone and isinstance(verdict, Throttled) and not self._budget.paused:
+                        self._record_throttled_alone(bitlink, entered_at)
                     else:
-                        self._record(bitlink, verdict, sent_at, evidence=evidence, known_good=known_good)
+                        self._record(bitlink, verdict, attempt.sent_at, entered_at, evidence=evidence)
                     return verdict
-                refusal = await self._doubt(slot, answer) if isinstance(answer, MonthExhausted) else answer
+                refusal = await self._doubt(slot, attempt) if isinstance(attempt, MonthExhausted) else attempt
             finally:
                 self.pool.put(slot)
         await self._wait(refusal)
@@ -176,12 +168,12 @@ class AttemptSender:
         slot = await self.pool.get(self._shutdown)
         try:
             self._follow_token(budget)
-            if self._counter.try_acquire(budget) is not None:
+            attempt = self._counter.acquire(slot.line, budget)
+            if not isinstance(attempt, CountedAttempt):
                 return HelperResponse(NOT_ASKED, {}, b"")
-            attempt = self._counter.begin(slot.line, budget)
             response = await self._send_helper(slot, target, attempt)
             if response is not None and response.status == 200 and self._clock() >= self._date_due:
-                self._see_date(response.headers.get("Date", ""), attempt.counted_at)
+                self._see_date(response.headers.get("Date", ""), attempt.sent_at)
             return response
         finally:
             self.pool.put(slot)
@@ -209,11 +201,10 @@ class AttemptSender:
             try:
                 with slot.line.deadline(self._timeout_seconds):
                     response = await slot.transport.send(f"{self._base_path}{target}", self._token.header)
-                body = response.body
-                lost = not body.whole or (body.flaw and response.status == 200)
-                if lost or not (slot.line.looks_sole(body.content) or await slot.line.confirm_sole()):
+                lost = not response.whole or (response.flaw and response.status == 200)
+                if lost or not (slot.line.sole or await slot.line.confirm_sole()):
                     return None
-                return HelperResponse(response.status, response.headers, body.content)
+                return HelperResponse(response.status, response.headers, response.content)
             finally:
                 if slot.line.unsent:
                     self.counters.helper -= self._give_back(attempt)
@@ -231,62 +222,80 @@ class AttemptSender:
             response = await self._send_helper(slot, limits_target(self._requests.endpoint), attempt)
             if attempt.counted is not None:  # it was sent
                 date = response.headers.get("Date", "") if response is not None else ""
-                self._see_date(date, attempt.counted_at, asked=True)
+                self._see_date(date, attempt.sent_at, asked=True)
             return RetryAfter(0.0, "month", self._budget.limits.per_month)
         plan = self._budget.month.plan_report()
         text = exhausted.describe(self._budget.account.name, self._budget.limits.per_month, plan and plan.month)
         self._shutdown.request(Stop(StopReason.MONTH_SPENT, text, utc_iso(exhausted.until)))
         raise RunStopping
 
-    def _record(self, bitlink: str, verdict: Verdict, sent_at: float, *, evidence: bool, known_good: bool) -> None:
-        """Record in breaker and budget what a response says about the server and its limits."""
-        answered = isinstance(verdict, Answer)
-        if answered or not isinstance(verdict, Throttled | NoAnswer):
-            self.trouble = None
-            good = known_good and answered  # only a row shows that the link still is one
-            self._breaker.record_success(evidence=evidence, known_good=good)
-        elif isinstance(verdict, Throttled):
+    def _record_answer(self, sent_at: float, *, evidence: bool, known_good: bool) -> None:
+        """Record in breaker and budget that a link was answered."""
+        self.trouble = self._throttled_since = None
+        self._breaker.record_success(evidence=evidence, known_good=known_good)
+        if self._budget.paused or self._budget.month.reported_spent:
+            self._record_in_budget(sent_at, answered=True)
+
+    def _record(self, bitlink: str, verdict: Verdict, sent_at: float, entered_at: float, *, evidence: bool) -> None:
+        """Record in breaker and budget what a verdict that is no answer says about the server and its limits.
+
+        entered_at: when the breaker let the attempt pass, if it was open; else 0.
+        """
+        assert not isinstance(verdict, Answer)
+        if isinstance(verdict, Throttled):
             self.counters.throttled += 1
             self._throttled_since = self._throttled_since or self._clock()
             self._breaker.throttled()
-        else:
+            with suppress(OutputError):
+                self._budget.throttled(verdict.hint, sent_at=sent_at, bitlink=bitlink)
+            return
+        if isinstance(verdict, NoAnswer):
             self.trouble = reason(verdict)
             self.server_errors += verdict.status is not None
             self.network_errors += verdict.status is None
-            self._breaker.record_failure(sent_at=sent_at, evidence=evidence)
-        if not isinstance(verdict, Transient) or verdict.status is not None:
-            self._record_in_budget(bitlink, verdict, sent_at)
-
-    def _record_in_budget(self, bitlink: str, verdict: Verdict, sent_at: float) -> None:
-        if not isinstance(verdict, Throttled):
+            self._breaker.record_failure(sent_at=entered_at, evidence=evidence)
+        else:
+            self.trouble = None
+            self._breaker.record_success(evidence=evidence)
+        if verdict.status is not None:
             self._throttled_since = None
-            if not (self._budget.paused or self._budget.month.reported_spent):
-                return
+            if self._budget.paused or self._budget.month.reported_spent:
+                self._record_in_budget(sent_at, answered=False)
+
+    def _record_in_budget(self, sent_at: float, *, answered: bool) -> None:
         # Nothing learned here is worth losing the response for. If the budget's file is broken, the next attempt fails.
         with suppress(OutputError):
-            if isinstance(verdict, Throttled):
-                self._budget.throttled(verdict.hint, sent_at=sent_at, bitlink=bitlink)
-                return
-            if self._budget.month.reported_spent and isinstance(verdict, Answer):
+            if answered and self._budget.month.reported_spent:
                 self._budget.month.clear_spent()
             self._budget.answered(sent_at=sent_at)
 
-    def _enter(self, slot: Slot, *, may_probe: bool) -> CountedAttempt | RetryAfter | MonthExhausted:
-        """Pass the breaker and be counted, or return how long to wait."""
+    def _record_throttled_alone(self, bitlink: str, entered_at: float) -> None:
+        """Record that a link was throttled although others pass, which says nothing about the limits."""
+        self.counters.throttled += 1
+        self._breaker.leave(sent_at=entered_at)  # as a probe it has shown nothing
+        with suppress(OutputError):
+            self._budget.unlearn(bitlink)
+
+    def _enter(self, slot: Slot, *, may_probe: bool) -> tuple[CountedAttempt | RetryAfter | MonthExhausted, float]:
+        """Pass the breaker and be counted, or return how long to wait; and when an open breaker let the attempt pass.
+
+        That is 0 where it is closed: what is under way when it opens is no probe.
+        """
         if self._shutdown.stop is not None:
             raise RunStopping
-        if self._breaker.is_open and (outage := self._breaker.enter(may_probe=may_probe)):
-            return outage
-        entered_at = self._clock() if self._breaker.is_open else 0.0
-        refusal = self._counter.try_acquire(self._budget)
-        if refusal is None:
-            attempt = self._counter.begin(slot.line, self._budget)
+        entered_at = 0.0
+        if self._breaker.is_open:
+            if outage := self._breaker.enter(may_probe=may_probe):
+                return outage, 0.0
+            entered_at = self._clock()
+        attempt = self._counter.acquire(slot.line, self._budget)
+        if isinstance(attempt, CountedAttempt):
             self.waiting = None
             self.counters.total += 1
             self._counter.record(self.counters)
-            return attempt
-        self._breaker.leave(sent_at=entered_at)
-        return refusal
+        else:
+            self._breaker.leave(sent_at=entered_at)
+        return attempt, entered_at
 
     def _waits_for_pace(self) -> None:
         # A window that is full says more, and stays.
@@ -313,18 +322,21 @@ class AttemptSender:
         return given_back
 
     async def _request(
-        self, slot: Slot, attempt: CountedAttempt, target: str, authorization: str, posted: bytes | None
+        self, slot: Slot, attempt: CountedAttempt, bitlink: str, authorization: str, parameters: str
     ) -> Verdict:
         line, matched = slot.line, False
+        path, query = self._requests.target(bitlink)
+        target = f"{self._base_path}{path}?{parameters or query}"
+        posted = self._body_for(bitlink) if self._body_for else None
         self.in_flight.append(slot)
         try:
             with line.deadline(self._timeout_seconds):
                 response = await slot.transport.send(target, authorization, posted)
-            matched = line.looks_sole(response.body.content) or await line.confirm_sole()
+            matched = line.sole or await line.confirm_sole()
             if not matched:
                 # It may be the answer to an earlier request, and the one behind it the answer to this.
                 return Transient(None, "the server sent more than one response, so none can be matched to the request")
-            return self._classify(response, attempt.counted_at)
+            return self._classify(response, attempt.sent_at)
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return self._failure(error, NotSent if line.unsent else Transient)
         finally:
@@ -336,16 +348,16 @@ class AttemptSender:
                 await line.closed()
 
     def _classify(self, response: Received, sent_at: float) -> Verdict:
-        body = response.body
-        content = body.content
-        verdict = self._requests.classify(response.status, response.headers, content, whole=body.whole)
+        content, whole = response.content, response.whole
+        verdict = self._requests.classify(response.status, response.headers, content, whole=whole)
         if self._token.has_to_hide(content, good=isinstance(verdict, Answer)):
             content = self._token.redact(content.decode(errors="replace")).encode()
-            return self._requests.classify(response.status, response.headers, content, whole=body.whole)
-        if body.flaw and not isinstance(verdict, Answer):
-            return not_unpacked(verdict, body.flaw, cut=body.cut)
-        if isinstance(verdict, Answer) and sent_at >= self._date_due:
-            self._see_date(response.headers.get("Date", ""), sent_at)
+            return self._requests.classify(response.status, response.headers, content, whole=whole)
+        if isinstance(verdict, Answer):
+            if sent_at >= self._date_due:
+                self._see_date(response.headers.get("Date", ""), sent_at)
+        elif response.flaw:
+            return not_unpacked(verdict, response.flaw, cut=response.cut)
         return verdict
 
     def _see_date(self, text: str, sent_at: float, *, asked: bool = False) -> None:

@@ -15,11 +15,11 @@ Where the answers to others do not decide, a known-good link does (`known_good`)
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from harvester.bitly.query import Query
 from harvester.bitly.requests import Requests
@@ -131,7 +131,7 @@ class Client:
         self.sender.pacer.worklist = AtOnce()
         self.calls_ended()
 
-    async def fetch(self, bitlink: str, *, fresh: bool = True) -> Verdict:
+    def fetch(self, bitlink: str, *, fresh: bool = True) -> Coroutine[Any, Any, Verdict]:
         """Make a call's first attempt and return its verdict, which is never Throttled.
 
         fresh: False for a call that failed in an earlier run: if it fails again, that says nothing about the server.
@@ -139,15 +139,7 @@ class Client:
         Raises:
             RunStopping: the run ended before the attempt was sent.
         """
-        self._calls += 1
-        self._fresh_calls += fresh
-        try:
-            return await self._attempt(bitlink, fresh=fresh, again=False)
-        finally:
-            self._calls -= 1
-            self._fresh_calls -= fresh
-            if self.known_good.waiting:
-                self.known_good.notify_all()
+        return self._attempt(bitlink, fresh=fresh, again=False)
 
     def is_final(self, verdict: Verdict) -> bool:
         """Return whether a first attempt's verdict is the call's last one; if not, `conclude` finds that."""
@@ -212,9 +204,8 @@ class Client:
         Raises:
             RunStopping: the server says no to everything, or the run ended before it was known.
         """
-        ask_again = partial(self._attempt, bitlink, fresh=False, again=True)
-        held = self._held.confirmed(verdict, self._held.place_of_earlier(), ask_again, earlier=True)
-        return isinstance(await held, Refused)
+        again, place = partial(self._attempt, bitlink, fresh=False, again=True), self._held.place_of_earlier()
+        return isinstance(await self._held.confirmed(verdict, place, again, earlier=True), Refused)
 
     async def retry(self, bitlink: str, first: Verdict) -> tuple[Verdict, int]:
         """Repeat a call whose first attempt had no answer, as far as that may pass; return the last verdict, and how
@@ -256,33 +247,45 @@ class Client:
 
     async def _attempt(self, bitlink: str, *, fresh: bool, again: bool) -> Verdict:
         """Send until a verdict is the call's own. again: it was sent before in this run."""
-        renewed = False
-        while True:
-            if self._budget.paused and self._known_good_probes_limits(bitlink):
-                await (self.known_good.news() if self.known_good.sending else self.known_good.send())
-                continue
-            if self._breaker.is_open and self._known_good_goes(fresh):
-                await self.known_good.send()
-                continue
-            throttled = bitlink in self._throttled.links
-            if throttled and not await self._throttled.let_others_pass(bitlink, again=again):
-                continue
-            alone = throttled and self._throttled.is_alone(bitlink)
-            header, begun = self.token.header, self.known_good.begin()
-            try:
-                verdict = await self.sender.send(
-                    bitlink, header, may_probe=fresh or not self._fresh_calls, evidence=fresh, throttled_alone=alone,
-                    yields_probe=bool(self.known_good.links),
-                )  # fmt: skip
-            finally:
-                self.known_good.end(begun)
-            self._begun = begun
-            if isinstance(verdict, TokenRefused) and not renewed and await self._renew_token(header):
-                renewed = True  # once: a source may have another token each time, and none that is any good
-            elif verdict is not None:
-                own = self._own(bitlink, verdict, begun, fresh=fresh, again=again, alone=alone)
-                if own is not None:
-                    return own
+        renewed, own = False, None
+        self._calls += not again
+        self._fresh_calls += fresh
+        try:
+            while own is None:
+                alone = False
+                if self._budget.paused or self._breaker.is_open or self._throttled.links:
+                    if not await self._let_others_pass(bitlink, fresh=fresh, again=again):
+                        continue
+                    alone = self._throttled.is_alone(bitlink)
+                header, begun = self.token.header, self.known_good.begin()
+                try:
+                    verdict = await self.sender.send(
+                        bitlink, header, may_probe=fresh or not self._fresh_calls, evidence=fresh,
+                        throttled_alone=alone, yields_probe=bool(self.known_good.links),
+                    )  # fmt: skip
+                finally:
+                    self.known_good.end(begun)
+                self._begun = begun
+                if isinstance(verdict, TokenRefused) and not renewed and await self._renew_token(header):
+                    renewed = True  # once: a source may have another token each time, and none that is any good
+                elif verdict is not None:
+                    own = self._own(bitlink, verdict, begun, fresh=fresh, again=again, alone=alone)
+            return own
+        finally:
+            self._fresh_calls -= fresh
+            self._calls -= not again
+            if self.known_good.waiting:
+                self.known_good.notify_all()
+
+    async def _let_others_pass(self, bitlink: str, *, fresh: bool, again: bool) -> bool:
+        """Let others go first where they show what is the matter; return whether a call may be sent after that."""
+        if self._budget.paused and self._known_good_probes_limits(bitlink):
+            await (self.known_good.news() if self.known_good.sending else self.known_good.send())
+            return False
+        if self._breaker.is_open and self._known_good_goes(fresh):
+            await self.known_good.send()
+            return False
+        return bitlink not in self._throttled.links or await self._throttled.let_others_pass(bitlink, again=again)
 
     def _own(
         self, bitlink: str, verdict: Verdict, begun: int, *, fresh: bool, again: bool, alone: bool
@@ -291,12 +294,13 @@ class Client:
 
         begun: a moment before it was sent. alone: others had passed since the link was throttled.
         """
-        if isinstance(verdict, Throttled):
-            self._throttled.add(bitlink, alone=alone)
-            return Transient(verdict.status, verdict.message, verdict.hint) if alone else None
-        if isinstance(verdict, NoAnswer):
-            self._count_unanswered(fresh=fresh, again=again)
-            return None if again and self._breaker.is_open else verdict
+        if not isinstance(verdict, Answer):
+            if isinstance(verdict, Throttled):
+                self._throttled.add(bitlink, alone=alone)
+                return Transient(verdict.status, verdict.message, verdict.hint) if alone else None
+            if isinstance(verdict, NoAnswer):
+                self._count_unanswered(fresh=fresh, again=again)
+                return None if again and self._breaker.is_open else verdict
         self._unanswered = 0
         if bitlink in self._throttled.links:
             self._throttled.forget(bitlink)
@@ -313,8 +317,7 @@ class Client:
         return verdict
 
     async def _renew_token(self, header: str) -> bool:
-        renewed = await self.token.renewed(header, self._shutdown)
-        if renewed:
+        if renewed := await self.token.renewed(header, self._shutdown):
             self._budget.use_token(self.token.fingerprint)
         return renewed
 
@@ -330,13 +333,10 @@ class Client:
 
     def _known_good_goes(self, fresh: bool) -> bool:
         """Return whether an outage's next probe should be a known-good link, as calls may fail by their own fault."""
-        if not self.known_good.links:
-            return False
-        return self._breaker.wants_known_good or not (fresh or self._fresh_calls)
+        return bool(self.known_good.links) and (self._breaker.wants_known_good or not (fresh or self._fresh_calls))
 
     async def _send_known_good(self, bitlink: str) -> Verdict | None:
-        header = self.token.header
-        verdict = await self.sender.send(bitlink, header, may_probe=True, evidence=False, known_good=True)
+        verdict = await self.sender.send(bitlink, self.token.header, may_probe=True, evidence=False, known_good=True)
         self.sender.counters.retried += verdict is not None and not isinstance(verdict, NotSent)
         if isinstance(verdict, Answer):
             self._unanswered = 0

@@ -45,14 +45,15 @@ class Completion:
         self._shutdown = shutdown
         self._attempts = attempts
         self._backoff_seconds = backoff_seconds
-        self._query = query
+        self._facet = FACETS[query.facet] if query else None
+        self._size = query.size if query else None
         self._larger = larger(query, max_size) if query else None
 
     def is_due(self, verdict: Verdict) -> TypeGuard[Answer]:
         """Return whether a verdict is an answer that may lack metrics, and Bitly may have more."""
-        if self._larger is None or self._query is None or not isinstance(verdict, Answer):
+        if self._larger is None or self._facet is None or not isinstance(verdict, Answer):
             return False
-        return FACETS[self._query.facet].is_full(verdict.metrics, self._query.size)
+        return self._facet.is_full(verdict.metrics, self._size)
 
     async def of(self, bitlink: str, first: Verdict) -> Verdict:
         """Return the answer with more metrics, or the first verdict if it lacks none, or Bitly has no other."""

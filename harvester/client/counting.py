@@ -25,39 +25,46 @@ class _TooLate(aiohttp.ClientError):
 
 
 class CountedAttempt:
-    """An attempt that a budget has just counted. clock: seconds since boot.
+    """An attempt that a budget has just counted, to be sent over a connection. clock: seconds since boot.
 
-    counted: where it counts; None once that was given back. counted_at: as of when, seconds since boot.
+    counted: where it counts; None once that was given back. sent_at: when it was sent, in seconds since boot.
     """
 
-    __slots__ = ("_budget", "_clock", "counted", "counted_at")
+    __slots__ = ("_budget", "_clock", "counted", "sent_at")
 
-    def __init__(self, budget: Budget, clock: Callable[[], float]) -> None:
+    def __init__(self, line: SlotConnection, budget: Budget, clock: Callable[[], float]) -> None:
         counted = budget.counted
         self.counted: Counted | None = counted
-        self.counted_at = counted.at
+        self.sent_at = counted.at
         self._budget = budget
         self._clock = clock
+        line.unsent, line.ready = False, self.count_when_sent
 
     def count_when_sent(self) -> None:
-        """Move the count to now if the attempt goes late: the windows are the server's.
+        """Note the time, right before the attempt is sent, and move the count to it if it goes late.
 
         Raises:
             aiohttp.ClientError: it must not be sent.
         """
-        # Whatever has held it up: the connection, the disk under the budget's commit, or a process that stood still.
+        # The windows are the server's: whatever has held an attempt up, be it the connection, the disk under the
+        # budget's commit, or a process that stood still. From here to the write nothing waits.
+        self.sent_at = now = self._clock()
+        if self.counted is not None and now - self.counted.at > _RECOUNT_AFTER_SECONDS:
+            self._move_count(self.counted)
+
+    def _move_count(self, counted: Counted) -> None:
         # The time of the count, not of its commit, is what the windows go by. Moving the count may be held up, too, so
-        # the clock is read again after it. From here to the write nothing waits.
-        late, moves = self._clock() - self.counted_at, 0
-        while late > _RECOUNT_AFTER_SECONDS and self.counted is not None:
+        # the clock is read again after it.
+        moves = 0
+        while (late := self.sent_at - counted.at) > _RECOUNT_AFTER_SECONDS:
             try:
-                moved = self._budget.sent_late(self.counted) if moves < _MOST_MOVES else None
+                moved = self._budget.sent_late(counted) if moves < _MOST_MOVES else None
             except OutputError as error:  # the next attempt meets it and reports it
                 raise _TooLate("not sent: its count could not be moved to the time of sending") from error
             if moved is None:
                 raise _TooLate(f"not sent, because it was due {late:.0f} s ago")
-            self.counted, self.counted_at = moved, moved.at
-            late, moves = self._clock() - moved.at, moves + 1
+            self.counted = counted = moved
+            self.sent_at, moves = self._clock(), moves + 1
 
     def give_back(self) -> bool:
         """Undo the count of an attempt of which not one byte was sent; return False if it was undone before."""
@@ -85,12 +92,19 @@ class AttemptCounter:
         self._clock = clock
         self._record_attempts = record_attempts
 
-    def try_acquire(self, budget: Budget) -> RetryAfter | MonthExhausted | None:
-        """Count an attempt and return None, or return why it may not go now. Raises RunStopping."""
+    def acquire(self, line: SlotConnection, budget: Budget) -> CountedAttempt | RetryAfter | MonthExhausted:
+        """Count an attempt and return it, its connection prepared; or return why it may not go now.
+
+        Raises:
+            RunStopping: it cannot be counted.
+        """
         try:
-            return budget.try_acquire()
+            refusal = budget.try_acquire()
         except OutputError as error:
             raise self._nothing_uncounted(error) from error
+        if refusal is not None:
+            return refusal
+        return CountedAttempt(line, budget, self._clock)
 
     def may_ask_date(self, helpers: Budget) -> bool:
         """Return whether a request for the server's date was counted and may go. Raises RunStopping."""
@@ -101,9 +115,7 @@ class AttemptCounter:
 
     def begin(self, line: SlotConnection, budget: Budget) -> CountedAttempt:
         """Prepare a connection for the attempt that a budget has just counted."""
-        attempt = CountedAttempt(budget, self._clock)
-        line.unsent, line.ready = False, attempt.count_when_sent
-        return attempt
+        return CountedAttempt(line, budget, self._clock)
 
     def record(self, counters: AttemptCounts) -> None:
         """Record the attempt that is about to be sent. Raises RunStopping."""

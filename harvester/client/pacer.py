@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from aiolimiter import AsyncLimiter
 
 _LONGEST_BACKOFF_SECONDS = 60.0
+_MOST_AT_ONCE = 64
+"""Where thousands of attempts a second keep the pace, so many may keep it together: no more than a 64th of a burst."""
 _IN_VAIN = 12
 """After this many attempts in a row that repeated calls with a strange answer in vain, such answers are the links' own.
 Where two thirds of all requests are blocked at random, one such row in a hundred is as long."""
@@ -54,7 +56,17 @@ class Pacer:
         self._shutdown = shutdown
         self._per_minute = 0
         self._limiter: AsyncLimiter | None = None
+        self._in_hand = 0
         self._waiters: set[asyncio.Future[None]] = set()
+
+    def lets_pass(self) -> bool:
+        """Return True for an attempt that needs no `acquire`: nothing is paced, or it was let pass with another one."""
+        if self._budget.limits.per_minute != self._per_minute:
+            return False
+        if self._in_hand:
+            self._in_hand -= 1
+            return True
+        return not self._per_minute
 
     async def acquire(self, will_wait: Callable[[], None]) -> None:
         """Wait until an attempt keeps the pace.
@@ -66,7 +78,7 @@ class Pacer:
         """
         per_minute = self._budget.limits.per_minute
         if per_minute != self._per_minute:
-            self._per_minute, self._limiter = per_minute, None
+            self._per_minute, self._limiter, self._in_hand = per_minute, None, 0
             return  # the first attempt would go at once anyway: a run of one link needs no limiter, nor its import
         if not per_minute:
             return
@@ -75,8 +87,10 @@ class Pacer:
                 return
             self._limiter = _limiter(per_minute)
             await self._limiter.acquire()  # at once, for the first attempt
-        if self._limiter.has_capacity():
-            await self._limiter.acquire()  # at once
+        several = min(max(_burst(per_minute) // _MOST_AT_ONCE, 1), _MOST_AT_ONCE)
+        if self._limiter.has_capacity(several):
+            await self._limiter.acquire(several)  # at once
+            self._in_hand = several - 1
             return
         # The pace is pointless where all that is left fits into the window: a list of 80 links under 100 a minute goes
         # at once. So an attempt that would wait asks: is the list known to end, and are fewer calls left than may go?
@@ -117,8 +131,12 @@ def _limiter(per_minute: int) -> "AsyncLimiter":
     """
     from aiolimiter import AsyncLimiter  # noqa: PLC0415 - few links are not paced
 
-    burst = max(per_minute // 100, 1)
+    burst = _burst(per_minute)
     return AsyncLimiter(burst, burst * 60.0 / per_minute)
+
+
+def _burst(per_minute: int) -> int:
+    return max(per_minute // 100, 1)
 
 
 _LONGEST_HINT_SECONDS = 300.0

@@ -24,6 +24,7 @@ from harvester.progress import AttemptCounts
 from harvester.rows.call import ROW_STATE, WHOLE, CallState, Entry, Shortfall, Totals
 from harvester.rows.encode import PartFormat, encoded_size
 from harvester.rows.row import RowBuilder
+from harvester.rows.schema import Shape
 from harvester.storage.filesystem import least_free_bytes
 from harvester.storage.location import OutputLocation
 from harvester.storage.watch import FolderLock, StateWatch, Watched
@@ -97,7 +98,8 @@ class Dataset:
     """An open dataset; made by `opening.open_dataset`. lock: None where no second run could find the private folder.
 
     query: what it was begun with. rows: makes the lines of this run. refreshed: rows that a newer verdict has followed.
-    waiting: the number of verdicts, known calls and invalid lines that wait for the next commit.
+    waiting: the number of verdicts, known calls and invalid lines that wait for the next commit. record_attempts:
+    records this run's attempts before the latest is sent; from then on no kill of the process hides one.
     """
 
     def __init__(
@@ -117,11 +119,12 @@ class Dataset:
         facts = ledger.facts()
         with as_output_error(location.private):
             self._attempts = AttemptFile(location.private, AttemptCounts.among(facts))
+        self.record_attempts = self._attempts.write
         self.location, self.ledger, self.query = location, ledger, query
         self.run_id, self.invocation = str(facts["run_id"]), int(facts["invocation"])
         self.rows, self.refreshed = rows, refreshed
         self._asked_at = seconds_since_1970(rows.query.unit_reference) if ledger.refreshing else None
-        self.part_format = part_format
+        self.part_format, self._nested = part_format, part_format.shape is Shape.NESTED
         self._limits, self._publisher = limits, publisher
         self._sidecars, self._journal = sidecars, journal
         self._committed = ledger.journals()  # bytes committed, by segment
@@ -144,8 +147,9 @@ class Dataset:
     def backlogged(self) -> bool:
         """True while too much waits for the disk, so that no further call should be made."""
         # `behind` counts as well: commits wait for an upload then, and a power cut must not cost more than a batch.
-        limit = self._publisher.uncommitted_limit
-        return self.waiting >= limit or len(self._batch.ended) >= _ENDED_LIMIT or self.behind
+        if self.waiting >= self._publisher.uncommitted_limit or len(self._batch.ended) >= _ENDED_LIMIT:
+            return True
+        return len(self._segments_to_publish) >= _ENDED_LIMIT
 
     @property
     def due(self) -> bool:
@@ -169,9 +173,14 @@ class Dataset:
         Raises:
             OutputError: the journal could not be written; the call stays unsettled.
         """
-        journal, is_row = self._journal, state is ROW_STATE
-        journal.append(key, state, line, *(encoded_size(line, self.part_format.shape) if is_row else ()))
-        entry = Entry(key, state, None if is_row else line, lacks, self._asked_at, clicks)
+        journal = self._journal
+        if state is ROW_STATE:
+            rows, size = (1, len(line) + 1) if self._nested else encoded_size(line, self.part_format.shape)
+            journal.append(key, state, line, rows, size)
+            entry = Entry(key, state, None, lacks, self._asked_at, clicks)
+        else:
+            journal.append(key, state, line)
+            entry = Entry(key, state, line, lacks, self._asked_at, clicks)
         self._batch.entries[journal.segment].append(entry)
         self.waiting += 1
         self._counts[state] += 1
@@ -187,14 +196,6 @@ class Dataset:
     def hold(self, key: bytes, row: bytes) -> None:
         """Append a row that `record` follows; if a kill comes first, it is the call's row. Raises OutputError."""
         self._journal.hold(key, row)
-
-    def record_attempts(self, run: AttemptCounts) -> None:
-        """Record this run's attempts before the latest is sent; from then on no kill of the process hides one.
-
-        Raises:
-            OutputError: it could not be recorded, and must not be sent.
-        """
-        self._attempts.write(run)
 
     def copy_journal(self, to: Callable[[bytes], None]) -> None:
         """Give each line of the journal to a function too; what it raises ends the run."""
@@ -316,7 +317,7 @@ class Dataset:
         if batch.size:
             batch.current.sync(batch.size)
             sizes[batch.current.segment] = batch.size
-        if batch.keys or batch.invalid or batch.counters or batch.history or checkpoint is not None:
+        if batch.entries or batch.seen or batch.invalid or batch.counters or batch.history or checkpoint is not None:
             self.ledger.commit(
                 entries=list(batch.entries.items()),
                 seen=batch.seen,

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from binascii import hexlify, unhexlify
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -79,19 +79,34 @@ def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
 
     A missing file reads as an empty one.
     """
-    try:
-        stream = open(path, "rb", buffering=_READ_BYTES)  # noqa: SIM115 - closed below
-    except FileNotFoundError:
-        return
-    with stream:
+    with suppress(FileNotFoundError), open(path, "rb", buffering=_READ_BYTES) as stream:
         stream.seek(start)
-        position = start
         for line in stream:
-            position += len(line)
-            record = decode(line, position) if end is None or position <= end else None
+            start += len(line)
+            record = decode(line, start) if end is None or start <= end else None
             if record is None:
                 return
             yield record
+
+
+def read_rows(path: str, start: int, end: int | None = None) -> Generator[bytes, None, int]:
+    """Yield the rows among the lines that `read` has, each with its line feed; return the position behind those lines.
+
+    It is `read` with less work for a plain row.
+    """
+    with suppress(FileNotFoundError), open(path, "rb", buffering=_READ_BYTES) as stream:
+        stream.seek(start)
+        for line in stream:
+            if end is not None and start + len(line) > end:
+                break
+            if line[_STATE] == _ROW and line[:8] == b"%08x" % crc32(line[9:-1]) and line.endswith(b"\n"):
+                yield line[_PREFIX:]
+            elif (record := decode(line, 0)) is None:
+                break
+            elif record.state == CallState.ROW:
+                yield record.payload + b"\n"
+            start += len(line)
+    return start
 
 
 # --- damage -------------------------------------------------------------------------------------------------------
@@ -249,10 +264,8 @@ def _failures_in(path: str) -> Iterator[bytes]:
 
 def forget_failures(folder: str) -> None:
     """Delete the kept failures: `_failures.ndjson` has just been written."""
-    path = os.path.join(folder, RECENT_FAILURES)
-    if os.path.exists(path):
-        with suppress(OSError):
-            os.unlink(path)
+    with suppress(OSError):
+        os.unlink(os.path.join(folder, RECENT_FAILURES))
 
 
 class Journal:
@@ -269,17 +282,13 @@ class Journal:
         self, folder: str, segment: int, *, rows: int = 0, row_bytes: int = 0, first_row_at: float | None = None
     ) -> None:
         self.segment = segment
-        self.rows = rows
-        self.row_bytes = row_bytes
-        self.first_row_at = first_row_at
-        self._path = segment_path(folder, segment)
-        self._folder = folder
+        self.rows, self.row_bytes, self.first_row_at = rows, row_bytes, first_row_at
+        self._folder, self._path = folder, segment_path(folder, segment)
         # Read as well, because the descriptor is all that is left of a file that another program has removed.
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o666)
         self.size = os.fstat(self._descriptor).st_size
-        self._synced = self.size
-        self._named = False
+        self._synced, self._named = self.size, False
         self._held: dict[bytes, bytes] = {}
 
     def following(self) -> "Journal":
@@ -299,11 +308,7 @@ class Journal:
         return journal
 
     def hold(self, key: bytes, row: bytes) -> None:
-        """Append a row that is not the call's last verdict yet, nor published, but will be if nothing follows it.
-
-        Raises:
-            OutputError: as for `append`.
-        """
+        """Append a row that is no last verdict yet, but will be published if nothing follows it. Raises as `append`."""
         self.append(key, HELD, row)
         self._held[key] = row
 
@@ -362,10 +367,9 @@ class Journal:
 
 
 def append_rows(folder: str, segment: int, rows: Mapping[bytes, bytes]) -> int:
-    """Append rows to a segment's journal, durably; return the position of the first. rows: by their calls' keys.
+    """Append rows, by their calls' keys, to a segment's journal, durably; return the position of the first.
 
-    Raises:
-        OutputError: as for `Journal.append`.
+    Raises as `Journal.append`.
     """
     with closing(Journal(folder, segment)) as journal:
         start = journal.size

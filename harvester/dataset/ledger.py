@@ -17,8 +17,8 @@ _VERSION, _PAGE_LINES = 6, 1000
 _TABLES = ("calls", "by_key", "indexed", "failures", "invalid", "journals", "checkpoint", "parts", "history")
 _STATES = {int(state): state for state in CallState}
 _ID = "(SELECT id FROM places WHERE key = ?)"
-_ADVICE = """It records which calls were paid for: restore a backup of it. Or keep this output as it is and start a new \
---out with the links that are missing from it"""
+_ADVICE = """It records which calls were paid for: restore a backup of it. Or keep this output as it is and start a \
+new --out with the links that are missing from it"""
 
 PINNED, ASKED = "pinned", "unit_reference"
 """The facts that others work by the query, and with the end of the window last asked for, if rows are refreshed."""
@@ -233,13 +233,13 @@ class Ledger:
         last = {entry.key: entry for entry in verdicts}
         failed = {key for key, entry in last.items() if entry.state is FAILED_STATE} - refused
         ids = self._index.ids(list(last))
-        # Plain integers: sqlite3 looks for an adapter of every value of another type, be it a bool or an enum's.
-        own = (
-            (k, int(e.state), int(k in failed), invocation, segment, *map(int, e.shortfall)) for k, e in last.items()
-        )
-        calls: list[Any] = [(call, *each) for call, each in zip(ids.values(), own, strict=True)]
+        # Plain integers, and no bytes: sqlite3 looks for an adapter of every value of another type.
+        calls: list[Any] = [
+            (ids[k], bytearray(k), int(e.state), int(k in failed), invocation, segment, *map(int, e.shortfall))
+            for k, e in last.items()
+        ]
         if self.refreshing:
-            more = ((*c, last[c[1]].asked_at, last[c[1]].clicks, GIVEN_UP_RUNS) for c in calls)
+            more = ((*c, e.asked_at, e.clicks, GIVEN_UP_RUNS) for c, e in zip(calls, last.values(), strict=True))
             calls = [dict(zip(_SETTLED, each, strict=True)) for each in more]
         self._file.connection.executemany(_SETTLE_REFRESHED if self.refreshing else _SETTLE, calls)
         if self._file.connection.execute("SELECT 1 FROM failures LIMIT 1").fetchone():

@@ -19,12 +19,11 @@ import orjson
 
 from harvester._version import __version__
 from harvester.clock import utc_iso
-from harvester.dataset.journal import read, remove, segment_path
+from harvester.dataset.journal import read_rows, remove, segment_path
 from harvester.dataset.ledger import Ledger, Part
 from harvester.dataset.manifest import PublishedPart
 from harvester.errors import OutputError
 from harvester.jsonlines import object_in
-from harvester.rows.call import ROW_STATE
 from harvester.rows.encode import Format, HashingWriter, PartFormat, write_part
 from harvester.storage.filesystem import digest_of_file, open_new, sync_folder
 from harvester.storage.location import CLAIM, MANIFEST, OutputLocation
@@ -45,11 +44,8 @@ def rows_in(location: OutputLocation, segment: int, start: int, end: int | None)
     Raises:
         OutputError: the journal is damaged before end, or gone.
     """
-    path, position = segment_path(location.private, segment), start
-    for record in read(path, start, end):
-        position = record.end
-        if record.state == ROW_STATE:
-            yield record.payload + b"\n"
+    path = segment_path(location.private, segment)
+    position = yield from read_rows(path, start, end)
     if end is not None and position < end:
         if not os.path.exists(path):
             raise OutputError(

@@ -210,7 +210,7 @@ class ClusterCalls:
             status = orjson.loads(record.payload)["status"]
             bound.progress.count_without_row(status, call, refused=state is REFUSED_STATE)
             bound.observer.failure(record.payload)
-        bound.count_verdict()
+        bound.count_verdict(time.time())
 
     async def _settle_rest(self) -> None:
         """Settle the calls that have no row; what was held and not followed is the call's row."""

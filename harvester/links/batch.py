@@ -50,6 +50,11 @@ class Batch:
     invalid: list[InvalidLine] = field(default_factory=list)
     links: list[Link] = field(default_factory=list)
 
+    @property
+    def carries(self) -> bool:
+        """True if the row of one of the links has something of the list's other columns."""
+        return any(link.carried is not None for link in self.links)
+
 
 class Feed(Protocol):
     """A list as a run reads it."""

@@ -62,12 +62,17 @@ class CheckedText(io.BufferedIOBase):
         overlong = len(self._pending) > LINE_LIMIT
         if chunk and not overlong and not _LINE_ENDS.search(chunk):
             return
-        *lines, rest = _LINE_ENDS.split(self._pending)
-        whole = bool(chunk) and len(rest) <= LINE_LIMIT
-        for line in lines if whole else (*lines, rest):
-            self._checked = self._checked or self._decides(bytes(line))
-        self._checked = self._checked or not whole
-        self._pending = bytearray(rest)
+        start = 0
+        for found in _LINE_ENDS.finditer(self._pending):
+            if self._decides(bytes(self._pending[start : found.start()])):
+                self._checked = True
+                return
+            start = found.end()
+        rest = self._pending[start:]
+        if not chunk or len(rest) > LINE_LIMIT:
+            self._decides(bytes(rest))
+            self._checked = True
+        self._pending = rest
 
     def _decides(self, line: bytes) -> bool:
         """Return whether a line shows that this may be a list; False if a later one must.

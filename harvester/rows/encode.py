@@ -162,22 +162,27 @@ def write_part(rows: Iterable[bytes], target: HashingWriter, part_format: PartFo
 
 
 def _write_blocks(rows: Iterable[bytes], writer: _Writer, shape: Shape) -> PartCounts:
-    written, calls = 0, 0
+    calls = written = size = 0
     block: list[bytes] = []
-    size, flat = 0, shape is Shape.FLAT
-    for row in rows:
-        calls += 1
-        for line in flattened(row) if flat else (row,):
-            written += 1
-            block.append(line)
-            size += len(line)
-            # Within a row, too: in the flat shape an answer of 4 MB becomes lines of 60 MB.
-            if size >= _BLOCK_BYTES:
-                writer.write(b"".join(block))
-                block, size = [], 0
+
+    def flat_lines() -> Iterator[bytes]:
+        nonlocal calls
+        for row in rows:
+            calls += 1
+            yield from flattened(row)
+
+    for line in rows if shape is _NESTED else flat_lines():
+        block.append(line)
+        size += len(line)
+        # Within a row, too: in the flat shape an answer of 4 MB becomes lines of 60 MB.
+        if size >= _BLOCK_BYTES:
+            writer.write(b"".join(block))
+            written += len(block)
+            block, size = [], 0
     if block:
         writer.write(b"".join(block))
-    return PartCounts(written, calls)
+        written += len(block)
+    return PartCounts(written, calls or written)
 
 
 def flattened(row: bytes) -> Iterator[bytes]:

@@ -29,10 +29,31 @@ class RowBuilder:
 
     def __init__(self, query: Query, run_id: str, begun: Query | None = None) -> None:
         self.query = query
-        self._run_id = run_id
         self._facet = FACETS[query.facet]
         self._window = _window_of(begun or query)
         self._moved = _window_of(query) if begun not in {None, query} else None
+        self._columns = {
+            "record_id": None,
+            "run_id": run_id,
+            "bitlink": None,
+            "facet": query.facet,
+            "unit": query.unit,
+            "units": query.units,
+            "unit_reference": query.unit_reference,
+            "period_start": query.period_start,
+            "period_end": query.period_end,
+            "size": query.size,
+            "fetched_at": None,
+            "units_returned": None,
+            "unit_reference_returned": None,
+            "clicks_listed": None,
+            "truncated": None,
+            "source": None,
+            **{field.name: None for field in self._facet.totals},
+            "carried": None,
+            "metrics": None,
+            "schema_version": SCHEMA_VERSION,
+        }
 
     def record_id(self, bitlink: str, unit_reference: str) -> bytes:
         """Return the 16 bytes of the record_id of a row with this unit_reference, whatever the dataset's own is."""
@@ -43,7 +64,7 @@ class RowBuilder:
         """Return the call's key: the first 16 bytes of SHA-256 over bitlink, facet, unit, units and unit_reference,
         joined by U+001F. In hexadecimal it is the row's record_id, unless rows are refreshed.
         """
-        return _first_16(bitlink.encode() + self._window)
+        return hashlib.sha256(bitlink.encode() + self._window, usedforsecurity=False).digest()[:16]  # as _first_16
 
     def row(
         self,
@@ -60,31 +81,23 @@ class RowBuilder:
         fetched_at: when the response was read, UTC with `Z`. carried: what the list says of the link. source: None
         for the link's own answer. lacks: what `shortfall` says of the answer, if it is known already.
         """
-        query = self.query
         if self._moved is not None:
             key = _first_16(bitlink.encode() + self._moved)
         return one_line(
             {
+                **self._columns,  # which are in their order, and most of them the same in every row
                 "record_id": key.hex(),
-                "run_id": self._run_id,
                 "bitlink": bitlink,
-                "facet": query.facet,
-                "unit": query.unit,
-                "units": query.units,
-                "unit_reference": query.unit_reference,
-                "period_start": query.period_start,
-                "period_end": query.period_end,
-                "size": answer.larger_size or query.size,
+                "size": answer.larger_size or self.query.size,
                 "fetched_at": fetched_at,
                 "units_returned": answer.units_returned,
                 "unit_reference_returned": answer.unit_reference_returned,
                 "clicks_listed": answer.clicks_listed,
-                "truncated": self._is_truncated(answer) if lacks is None else lacks.truncated,
+                "truncated": (lacks or self.shortfall(answer)).truncated,
                 "source": source,
-                **answer.totals,
                 "carried": carried,
                 "metrics": answer.metrics,
-                "schema_version": SCHEMA_VERSION,
+                **answer.totals,
             }
         )
 
@@ -95,16 +108,13 @@ class RowBuilder:
 
     def shortfall(self, answer: Answer) -> Shortfall:
         """Return what the row of an answer lacks."""
-        truncated = self._is_truncated(answer)
-        returned = answer.units_returned
-        clipped = returned is not None and 0 <= returned < self.query.units
-        if self.query.period_start is not None and not clipped:
+        query, returned = self.query, answer.units_returned
+        truncated = self._facet.is_full(answer.metrics, answer.larger_size or query.size)
+        clipped = returned is not None and 0 <= returned < query.units
+        if query.period_start is not None and not clipped:
             used = {"units_returned": returned, "unit_reference_returned": answer.unit_reference_returned}
-            clipped = is_clipped({**self.query.as_dict(), **used}, is_empty=not answer.metrics)
+            clipped = is_clipped({**query.as_dict(), **used}, is_empty=not answer.metrics)
         return Shortfall(truncated, clipped) if truncated or clipped else WHOLE
-
-    def _is_truncated(self, answer: Answer) -> bool:
-        return self._facet.is_full(answer.metrics, answer.larger_size or self.query.size)
 
     def failed_call(self, kind: str, bitlink: str, file: str, line: int, verdict: Failure, attempts: int) -> bytes:
         """Return the line of `_failures.ndjson` about a call with this last verdict; the rest is as for `failure`."""

@@ -85,7 +85,7 @@ class AbortRules:
         if isinstance(verdict, Answer):
             self.calls += 1
             self._rows += 1
-            return self._too_many() if self._limit else None
+            return None if self._limit is None else self._too_many()
         if stop := for_every_call(verdict, self._next_begins):
             return stop
         self.calls += 1

@@ -231,7 +231,7 @@ class Harvest:
     async def _work(self, group: asyncio.TaskGroup) -> None:
         """Make calls until there are no more."""
         with suppress(RunStopping):
-            while (call := await self._next()) is not None:
+            while (self._worklist.ready or await self._worklist.wait_for_call()) and (call := self._next()):
                 verdict = await self._client.fetch(call.link.bitlink, fresh=call.previous is not FAILED_STATE)
                 if self._client.completion.is_due(verdict):
                     verdict = await self._completed(call, verdict)
@@ -269,9 +269,9 @@ class Harvest:
         if in_doubt:
             await self._client.question_over()
 
-    async def _next(self) -> Call | None:
-        """Wait for the next call to make; None if this run makes no more."""
-        if not await self._worklist.wait_for_call() or self._shutdown.stop is not None:
+    def _next(self) -> Call | None:
+        """Take the next call, of which there is one; None if this run makes no more."""
+        if self._shutdown.stop is not None:
             return None
         if not (allowed := self._options.allowance).take():
             self._stop_at_end = Stop(StopReason.MAX_CALLS, f"{allowed.most} calls were made (--max-calls)")
@@ -308,7 +308,7 @@ class Harvest:
     async def _completed(self, call: Call, first: Answer) -> Verdict:
         """Return an answer with the metrics that it lacks, or as it is; no kill loses it meanwhile: it was paid for."""
         try:
-            self._dataset.hold(call.key, self._row(call, first))
+            self._dataset.hold(call.key, self._row(call, first, time.time()))
             return await self._client.completion.of(call.link.bitlink, first)
         except OutputError as error:
             self._shutdown.request(Stop(StopReason.OUTPUT, str(self._dataset.cause_of(error))))
@@ -357,15 +357,15 @@ class Harvest:
             self._committer.commit_soon()
 
     def _record_row(self, call: Call, answer: Answer) -> None:
-        shortfall = self._dataset.rows.shortfall(answer)
-        line = self._row(call, answer, shortfall)
-        self._dataset.record(call.key, ROW_STATE, line, call.previous, shortfall, call.lacked, answer.clicks_listed)
-        self._telemetry.throughput.count_verdict()
-        self.progress.count_row(call, truncated=shortfall.truncated, clipped=shortfall.clipped)
+        lacks, now = self._dataset.rows.shortfall(answer), time.time()
+        line = self._row(call, answer, now, lacks)
+        self._dataset.record(call.key, ROW_STATE, line, call.previous, lacks, call.lacked, answer.clicks_listed)
+        self._telemetry.throughput.count_verdict(now)
+        self.progress.count_row(call, truncated=lacks.truncated, clipped=lacks.clipped)
 
-    def _row(self, call: Call, answer: Answer, lacks: Shortfall | None = None) -> bytes:
-        link, now = call.link, iso_second(int(time.time()))
-        return self._dataset.rows.row(link.bitlink, call.key, answer, now, link.carried, lacks=lacks)
+    def _row(self, call: Call, answer: Answer, now: float, lacks: Shortfall | None = None) -> bytes:
+        link, fetched_at = call.link, iso_second(int(now))
+        return self._dataset.rows.row(link.bitlink, call.key, answer, fetched_at, link.carried, lacks=lacks)
 
     def _record_failure(self, call: Call, verdict: Failure, attempts: int) -> None:
         # A server that does not know the path, or has never answered anybody, may be the wrong one, or be asked with
@@ -376,7 +376,7 @@ class Harvest:
         state = REFUSED_STATE if refused else FAILED_STATE
         self._dataset.record(call.key, state, line, call.previous, WHOLE, call.lacked)
         self._observer.failure(line)
-        self._telemetry.throughput.count_verdict()
+        self._telemetry.throughput.count_verdict(time.time())
         self.progress.count_without_row(verdict.status, call, refused=refused)
 
     # --- beside the calls ------------------------------------------------------------------------------------------

@@ -363,10 +363,10 @@ class Throughput:
         """Measure the rate from now on, without the time that it took to read the list through."""
         self._samples = deque([(self._clock(), self._calls)])
 
-    def count_verdict(self) -> None:
-        """Count a call that has its verdict."""
+    def count_verdict(self, now: float) -> None:
+        """Count a call that has its verdict. now: seconds since 1970."""
         self._calls += 1
-        self._last = time.time()
+        self._last = now
 
     def rate(self) -> Rate:
         """Return the verdicts of the last hour and its seconds, or of the shorter time since `restart`.

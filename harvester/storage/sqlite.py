@@ -40,8 +40,7 @@ class SqliteFile:
         self, path: str, name: str, advice: str, *, read_only: bool = False, pragmas: Sequence[str] = _DURABLE
     ) -> None:
         self._path, self._name, self._advice = path, name, advice
-        self._pragmas = pragmas
-        self._turn = threading.RLock()
+        self._pragmas, self._turn = pragmas, threading.RLock()
         self._lost: OutputError | None = None
         self._touched, self._doubted = 0, False
         with self.guarded():
@@ -186,10 +185,9 @@ class KeyIndex:
     """
 
     def __init__(self, file: SqliteFile, table: str) -> None:
-        self._file = file
-        self._table = table
+        self._file, self._table = file, table
         self._prepared: sqlite3.Connection | None = None
-        self._found: dict[bytes, int] = {}  # what `rows` found lately; perhaps stale, so keys are compared
+        self._found: dict[bytes, int | None] = {}  # what `rows` looked up; ids may be stale, so keys are compared
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -211,12 +209,15 @@ class KeyIndex:
                 found += self._file.connection.execute(f"SELECT id, key{columns} FROM {which}", some)  # noqa: S608
             if len(self._found) > _REMEMBERED:
                 self._found.clear()
-            self._found.update((row[1], row[0]) for row in found)
+            self._found.update(dict.fromkeys(keys) | {row[1]: row[0] for row in found})
         return found
 
     def ids(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         """Return an id for each of these distinct keys: that of its row, or a new one, in the order of the keys."""
-        found = {key: row for row, key in self.rows("", keys)}
+        asked = [key for key in keys if self._found.get(key, 0) is not None]  # the others are known to have no row
+        found = {key: row for row, key in self.rows("", asked)}
+        for key in keys:
+            self._found.pop(key, None)
         following = count(self._one("SELECT last FROM temp.reached") + 1)
         return {key: found.get(key) or next(following) for key in keys}
 
@@ -224,7 +225,7 @@ class KeyIndex:
         """Change the rows with these keys, within a transaction. change: what follows SET."""
         if not self._found.keys() >= set(keys):
             self.rows("", keys)
-        rows = sorted((self._found[key], key) for key in keys if key in self._found)
+        rows = sorted((row, key) for key in keys if (row := self._found[key]) is not None)
         self._file.connection.executemany(f"UPDATE {self._table} SET {change} WHERE id = ? AND key = ?", rows)  # noqa: S608
 
     def forget(self, keys: str, *parameters: Any) -> None:
@@ -335,11 +336,10 @@ class _Files(NamedTuple):
 
 
 def _state_of(path: str) -> tuple[int, ...] | None:
-    try:
+    with suppress(FileNotFoundError, NotADirectoryError):
         found = os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return None
 
 
 def _files_of(path: str) -> tuple[str, ...]:

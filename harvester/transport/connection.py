@@ -107,7 +107,7 @@ class SlotProtocol(ResponseHandler):
         self._requests = 0
         self._answers = 0
         self._head_bytes = 0
-        self._began_at = self._took = self._rest = 0.0
+        self._began_at = self._answered_at = self._took = self._rest = 0.0
         self._last = b""
         self._repeats = 0
         self._unasked = False
@@ -132,13 +132,13 @@ class SlotProtocol(ResponseHandler):
     @property
     def idle_seconds(self) -> float:
         """Seconds since the last answer."""
-        return self._loop.time() - self._began_at - self._took
+        return self._loop.time() - self._answered_at
 
     def begin(self) -> None:
         """Record that a request is written now."""
         self._requests += 1
         self._head_bytes = 0
-        self._began_at = self._loop.time()
+        self._began_at = self._answered_at = self._loop.time()
 
     def has_news(self) -> bool:
         """Return whether something lies in the socket, be it the peer's close."""
@@ -163,10 +163,13 @@ class SlotProtocol(ResponseHandler):
         # a repetition, so an answer that repeats the last one is given a rest, which takes longer than an answer; where
         # many links in a row have the same metrics, the first and then each sixteenth.
         self._repeats = self._repeats + 1 if content == self._last and self._answers > 1 else 0
-        rests = self._repeats == 1 or self._repeats % _REST_EVERY == _REST_EVERY - 1
+        rests = self._repeats and (self._repeats == 1 or self._repeats % _REST_EVERY == _REST_EVERY - 1)
         self._rest = min(max(2 * self._took, _SHORTEST_REST_SECONDS), _LONGEST_REST_SECONDS) if rests else 0.0
-        self._last, self._took = content, self._loop.time() - self._began_at
-        return not (rests or self._unasked or self._answers > self._requests or self.has_news())
+        self._last, self._answered_at = content, self._loop.time()
+        self._took = self._answered_at - self._began_at
+        if rests or self._unasked or self._answers > self._requests:
+            return False
+        return self.transport is None or not self._poll.poll(0)
 
     async def confirm_sole(self) -> bool:
         """Look closer at an answer of which `looks_sole` has returned False."""
@@ -226,13 +229,14 @@ class SlotConnection:
 
     deadline: for its attempts. ready: called when the connection is ready, right before a request is written; what it
     raises keeps the request from being written. unsent: certain that not one byte of the attempt's request was written.
-    kept: the latest response was whole and left the connection open. protocol: of the latest connection.
+    kept: the latest response was whole and left the connection open. sole: nothing speaks against it that it is the
+    only one to its request; else `confirm_sole` looks closer. protocol: of the latest connection.
     """
 
     def __init__(self) -> None:
         self.deadline = Deadline()
         self.ready: Callable[[], None] = _nothing
-        self.unsent = self.kept = False
+        self.unsent = self.kept = self.sole = False
         self.protocol: SlotProtocol | None = None
 
     def begin(self, protocol: SlotProtocol) -> None:
@@ -251,12 +255,8 @@ class SlotConnection:
                 return
             await asyncio.sleep(0)
 
-    def looks_sole(self, content: bytes) -> bool:
-        """Return whether nothing speaks against it that the answer with this body is the only one to its request."""
-        return self.protocol is None or self.protocol.looks_sole(content)
-
     async def confirm_sole(self) -> bool:
-        """Look closer at an answer of which `looks_sole` has returned False."""
+        """Look closer at an answer that may not be the only one to its request."""
         return self.protocol is None or await self.protocol.confirm_sole()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 READ_TURNS = 4
 """Turns of the event loop in which what lies in a socket is read: select, the transport's read, its close."""
@@ -33,9 +33,8 @@ class Deadline:
         return self
 
     def __enter__(self) -> None:
-        self._task = task = asyncio.current_task(self._loop)
-        assert task is not None
-        self._cancelling, self._expired = task.cancelling(), False
+        self._task = task = cast("asyncio.Task[Any]", asyncio.current_task(self._loop))
+        self._cancelling = task.cancelling()
         self._at = self._loop.time() + self._seconds
         if self._timer is None:  # one from an earlier block runs on, and looks at the new deadline when it is due
             self._timer = self._loop.call_at(self._at, self._due)
@@ -45,7 +44,8 @@ class Deadline:
     ) -> None:
         task, self._task = self._task, None
         # As asyncio.timeout does it: who else cancelled the task is not deprived of that.
-        if self._expired and task and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+        expired, self._expired = self._expired, False
+        if expired and task and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 
     def _due(self) -> None:

@@ -11,16 +11,14 @@ the tests run with.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import aiohttp
 from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError, RawResponseMessage
-from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.http import HttpProcessingError, HttpResponseParser, RawResponseMessage
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from harvester.bitly.facets import BODY_LIMIT
 from harvester.transport.connection import (
     HEAD_LIMIT,
     HEADERS_LIMIT,
@@ -31,12 +29,22 @@ from harvester.transport.connection import (
     SlotProtocol,
     is_final,
 )
-from harvester.transport.exchange import JSON_BODY, Body, Received, read_bounded
+from harvester.transport.exchange import JSON_BODY, Received, read_bounded
 
 TESTED_VERSIONS = frozenset({"3.14.5"})
 """The versions of aiohttp with which the suite runs both ways of sending."""
 IDLE_SECONDS = 15.0
 """A connection that was idle for longer is closed: this is what aiohttp's sessions do."""
+_PARSER_LIMITS: dict[str, Any] = {
+    "max_line_size": HEAD_LIMIT,
+    "max_field_size": HEAD_LIMIT,
+    "max_headers": HEADERS_LIMIT,
+}
+_END_OF_HEAD = b"\r\n\r\n"
+
+
+_Begun: TypeAlias = tuple[RawResponseMessage, aiohttp.StreamReader]
+"""A response whose head was read: that, and its body as a stream."""
 
 
 def why_not() -> str | None:
@@ -56,35 +64,43 @@ def note_fallback(note: Callable[[str], None], *, direct: bool) -> None:
 
 
 class _DirectProtocol(SlotProtocol):
-    """A connection whose responses are all parsed by one parser, and each handed to whoever waits for it."""
+    """A connection whose responses are all parsed by one parser, and each handed to whoever waits for it.
 
-    @property
+    A response of which all came at once, as nearly all do, has its head parsed alone: a stream for the body costs more.
+    """
+
+    _heads: HttpResponseParser | None = None
+
     def is_plainly_good(self) -> bool:
-        """True if the connection is open, nothing has come over it, and it was not idle for long."""
+        """Return whether the connection is open, nothing has come over it, and it was not idle for long."""
         transport = self.transport
         if transport is None or transport.is_closing() or self._poll.poll(0):
             return False
-        return self.idle_seconds <= IDLE_SECONDS
+        return self._loop.time() - self._answered_at <= IDLE_SECONDS
 
-    def next_response(self) -> "asyncio.Future[tuple[RawResponseMessage, aiohttp.StreamReader]]":
-        """Return the future of the head of the response to the request that is written next, with its body."""
+    def is_over(self) -> bool:
+        """Return whether no request can follow. It is `should_close` without what only others' parsers could bring."""
+        return self._should_close or (self._payload is not None and not self._payload.is_eof())
+
+    def write(self, request: bytes) -> "asyncio.Future[Received | _Begun]":
+        """Write a request, and return the future of its response."""
         if self._parser is None:
-            self.set_response_params(
-                read_until_eof=True,
-                auto_decompress=False,
-                max_line_size=HEAD_LIMIT,
-                max_field_size=HEAD_LIMIT,
-                max_headers=HEADERS_LIMIT,
-            )
+            self.set_response_params(read_until_eof=True, auto_decompress=False, **_PARSER_LIMITS)
+            self._heads = HttpResponseParser(self, self._loop, HEAD_LIMIT, response_with_body=False, **_PARSER_LIMITS)
         if self._exception is not None:
             raise self._exception
         response: asyncio.Future[Any] = self._loop.create_future()
         self._waiter = response  # aiohttp wakes it if the connection fails
+        assert self.transport is not None  # a lost connection has raised its exception
+        self.transport.write(request)
         return response
 
     def data_received(self, data: bytes) -> None:
         if self._waiter is None or self._parser is None or self._answers >= self._requests:
             super().data_received(data)
+            return
+        if not self._head_bytes and (received := self._whole_response(data)) is not None:
+            self._hand_over(received)
             return
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
@@ -94,17 +110,40 @@ class _DirectProtocol(SlotProtocol):
             return
         for message, payload in messages:
             if is_final(message.code):
-                self._hand_over(message, payload, last=message.should_close or upgraded)
+                self._payload = payload
+                self._should_close = self._should_close or message.should_close or upgraded
+                self._hand_over((message, payload))
         self.bound_head(len(data))
 
-    def _hand_over(self, message: RawResponseMessage, payload: aiohttp.StreamReader, *, last: bool) -> None:
+    def _whole_response(self, data: bytes) -> Received | None:
+        """Return an answer that is the first to have come, whole and alone, and is not packed."""
+        end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+        if self._heads is None or not len(_END_OF_HEAD) <= end <= HEAD_LIMIT:
+            return None
+        try:
+            ((message, _),) = self._heads.feed_data(data[:end])[0]
+        except Exception:  # the other parser says what is wrong
+            self._heads = None
+            return None
+        headers, content = message.headers, data[end:]
+        if message.code != 200 or headers.get("Content-Length") != str(len(content)) or message.upgrade:
+            return None
+        if "Content-Encoding" in headers or "Transfer-Encoding" in headers:
+            return None
+        self._payload = None
+        if message.should_close:
+            self._should_close = True
+        return Received(200, headers, content)
+
+    def _hand_over(self, response: "Received | _Begun") -> None:
+        """Hand a response to the one who waits for it. One whose body is still to come has its head only."""
         self.count_answer()
-        self._payload = payload
-        self._should_close = self._should_close or last or self._answers > self._requests
-        response: asyncio.Future[Any] | None = self._waiter
+        if self._answers > self._requests:
+            self._should_close = True
+        waiter: asyncio.Future[Any] | None = self._waiter
         self._waiter = None
-        if response is not None and not response.done():
-            response.set_result((message, payload))
+        if waiter is not None and not waiter.done():
+            waiter.set_result(response)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         if self._reading_paused or self._buffer_paused:  # else there is nothing to resume, at the end of each body
@@ -148,15 +187,8 @@ class DirectTransport:
         if (protocol := self._reuse()) is None:
             protocol = await self._connect()
         try:
-            response = protocol.next_response()
-            assert protocol.transport is not None
-            protocol.transport.write(self._request(target, authorization, body))
-            message, payload = await response
-            if (content := _whole(message, payload)) is not None:
-                received = Received(message.code, message.headers, Body(content))
-            else:
-                streamed = _Response(message.headers, payload, self._drop)
-                received = Received(message.code, message.headers, await read_bounded(streamed))
+            response = await protocol.write(self._request(target, authorization, body))
+            received = response if isinstance(response, Received) else await self._read(*response)
         except HttpProcessingError as error:
             self._drop()
             raise aiohttp.ClientResponseError(
@@ -168,13 +200,19 @@ class DirectTransport:
         except BaseException:
             self._drop()
             raise
-        if self._is_last or self._protocol is None or protocol.should_close:
+        if self._is_last or self._protocol is None or protocol.is_over():
             self._drop()
         else:
             line.kept = True
             if self._closing is None:
                 self._closing = self._loop.call_later(IDLE_SECONDS, self._close_idle)
+        line.sole = protocol.looks_sole(received.content)
         return received
+
+    async def _read(self, message: RawResponseMessage, payload: aiohttp.StreamReader) -> Received:
+        """Read the body of a response whose head was read."""
+        streamed = _Response(message.headers, payload, self._drop)
+        return Received(message.code, message.headers, *await read_bounded(streamed))
 
     async def close(self) -> None:
         """Close the connection."""
@@ -190,10 +228,12 @@ class DirectTransport:
             ValueError: target or authorization could be read as more than one line of the request.
         """
         if authorization != self._authorization:
+            if not authorization.isprintable():
+                raise ValueError("a control character in a request's authorization")
             self._authorization = authorization
             self._rest = f" HTTP/1.1\r\n{self._headers}Authorization: {authorization}\r\n"
-        if " " in target or not (target.isprintable() and authorization.isprintable()):
-            raise ValueError("a space or a control character in a request's target or authorization")
+        if " " in target or not target.isprintable():
+            raise ValueError("a space or a control character in a request's target")
         last = "Connection: close\r\n" if self._is_last else ""
         if body is None:
             return f"GET {target}{self._rest}{last}\r\n".encode("ascii")
@@ -203,7 +243,7 @@ class DirectTransport:
     def _reuse(self) -> _DirectProtocol | None:
         """Return the connection on which the request is written next, if the one that was kept is plainly good."""
         protocol = self._protocol
-        if protocol is None or self._peer.closes or not protocol.is_plainly_good:
+        if protocol is None or self._peer.closes or not protocol.is_plainly_good():
             return None
         try:
             self._line.begin(protocol)
@@ -248,13 +288,6 @@ class DirectTransport:
             self._closing = self._loop.call_later(left, self._close_idle)
         else:
             self._drop()
-
-
-def _whole(message: RawResponseMessage, payload: aiohttp.StreamReader) -> bytes | None:
-    """Return the body if it came together with its head, as most do, and is not packed; None to read it as a stream."""
-    if payload is EMPTY_PAYLOAD or not payload.is_eof() or payload.total_bytes > BODY_LIMIT:
-        return None
-    return None if "Content-Encoding" in message.headers else b"".join(payload._buffer)
 
 
 class _Response:

@@ -27,11 +27,14 @@ class Body(NamedTuple):
 
 
 class Received(NamedTuple):
-    """A response that was read. status: HTTP's status code."""
+    """A response that was read. status: HTTP's status code. The last four are its Body's."""
 
     status: int
     headers: CIMultiDictProxy[str]
-    body: Body
+    content: bytes
+    whole: bool = True
+    flaw: str = ""
+    cut: bool = False
 
 
 class Transport(Protocol):

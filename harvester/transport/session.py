@@ -12,12 +12,12 @@ class SessionTransport:
 
     def __init__(self, session: aiohttp.ClientSession, origin: URL, line: SlotConnection) -> None:
         self._session = session
-        self._origin = origin
+        self._origin = str(origin).removesuffix("/")
         self._line = line
 
     async def send(self, target: str, authorization: str, body: bytes | None = None) -> Received:
         """Send a request, and read its response; as Transport has it."""
-        url = self._origin.join(URL(target, encoded=True))
+        url = URL(self._origin + target, encoded=True)
         # Not a header of the session, which would be quicker: aiohttp sends those to the proxy too, in the clear.
         headers = {"Authorization": authorization}
         self._line.kept = False
@@ -26,9 +26,11 @@ class SessionTransport:
         else:
             exchange = self._session.post(url, data=body, headers={**headers, **JSON_BODY}, allow_redirects=False)
         async with exchange as response:
-            received = Received(response.status, response.headers, await read_bounded(response))
+            received = Received(response.status, response.headers, *await read_bounded(response))
         stays_open = received.headers.get("Connection", "keep-alive").lower() == "keep-alive"
-        self._line.kept = stays_open and received.body.whole and not received.body.flaw
+        self._line.kept = stays_open and received.whole and not received.flaw
+        protocol = self._line.protocol
+        self._line.sole = protocol is None or protocol.looks_sole(received.content)
         return received
 
     async def close(self) -> None:

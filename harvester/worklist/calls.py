@@ -31,11 +31,6 @@ class Call(NamedTuple):
     is_due: bool = False
 
     @property
-    def is_repeated(self) -> bool:
-        """True if an earlier run has made the call."""
-        return self.previous is not None
-
-    @property
     def is_last_try(self) -> bool:
         """True if the call is not made again without --retry-failed, should it fail now."""
         tried = self.previous is not CallState.REFUSED  # the ledger counts no failure behind a refusal

@@ -49,7 +49,7 @@ class Bound:
 
     counters: of its attempts. leave: releases its share of the machine's connections. wait_for_disk: returns once the
     dataset takes more verdicts. in_thread: runs a function in the thread that may use the ledger. count_verdict: called
-    with each call that has its verdict.
+    for each call with the time of its verdict, in seconds since 1970.
     """
 
     dataset: Dataset
@@ -60,7 +60,7 @@ class Bound:
     leave: Callable[[], Awaitable[None]]
     wait_for_disk: Callable[[], Awaitable[None]]
     in_thread: Callable[..., Awaitable[Any]]
-    count_verdict: Callable[[], None]
+    count_verdict: Callable[[float], None]
 
 
 class Cluster(Protocol):

@@ -198,27 +198,28 @@ class Preflight:
                     self._observer.invalid(bad)
                 yield [rows.key(link.bitlink) for link in batch.links]
 
-        def count(_: bytes, known: Known | None) -> None:
-            found.links += 1
-            if self._refresh is not None and known is not None and was_answered(known):
+        def count(known: Known) -> None:
+            if self._refresh is not None and was_answered(known):
                 pending = self._refresh.is_due(known)
                 found.due += pending
                 if has_row(known):
                     found.oldest_answer = min(found.oldest_answer or asked_at_of(known), asked_at_of(known))
             else:
-                pending = known is None or should_retry(
-                    known, retry_failed=self._retry_failed, retry_refused=self._retry_refused
-                )
+                pending = should_retry(known, retry_failed=self._retry_failed, retry_refused=self._retry_refused)
                 found.never += pending
             found.calls += pending
-            found.done += known is not None and not pending and known.state is not CallState.FAILED
+            found.done += not pending and known.state is not CallState.FAILED
 
+        all_new = ledger.unused
         with DistinctKeys(os.path.join(folder, SCRATCH)) as distinct:
             for batch in keys():
-                listed = sorted(set(batch))
-                known = ledger.known(listed)
-                for key in distinct.add(listed):
-                    count(key, known.get(key))
+                new = distinct.add(sorted(set(batch)))
+                known = {} if all_new else ledger.known(new)
+                for key in known:
+                    count(known[key])
+                found.links += len(new)
+                found.never += len(new) - len(known)
+                found.calls += len(new) - len(known)
         found.duplicates -= found.links
         return found
 

@@ -93,11 +93,12 @@ class CarriedValues:
 class Worklist:
     """The calls of one list: `read` and `add` fill it, `wait_for_call` and `take` empty it.
 
-    in_progress: the keys of the calls between list and ledger; the committer removes them. in_thread: runs a function
-    in the thread that reads the ledger. known_good_links: the client's, to which bitlinks that have a row already are
-    added. progress: counts the list's lines and the calls pending. reopened: keys of calls that an earlier run settled,
-    that are open again, and that this run does not make any more. retry_failed, retry_refused: make calls again that
-    failed too often, or were refused. refresh: the rules by which links with an answer are asked for again.
+    ready: the calls that wait for a worker. in_progress: the keys of the calls between list and ledger; the committer
+    removes them. in_thread: runs a function in the thread that reads the ledger. known_good_links: the client's, to
+    which bitlinks that have a row already are added. progress: counts the list's lines and the calls pending. reopened:
+    keys of calls that an earlier run settled, that are open again, and that this run does not make any more.
+    retry_failed, retry_refused: make calls again that failed too often, or were refused. refresh: the rules by which
+    links with an answer are asked for again.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class Worklist:
         self._token = token
         self._retry_failed = retry_failed
         self._retry_refused = retry_refused
-        self._ready: deque[Call] = deque()
+        self.ready: deque[Call] = deque()
         self._filled = asyncio.Event()
         self._low = asyncio.Event()
         self._closed = False
@@ -145,7 +146,7 @@ class Worklist:
     def remaining(self) -> int | None:
         """Calls that no worker has taken yet; None until the list was read to its end."""
         aside = self._due.waiting if self._due else 0
-        return len(self._ready) + aside if self.progress.read_to_end else None
+        return len(self.ready) + aside if self.progress.read_to_end else None
 
     # --- filling ---------------------------------------------------------------------------------------------------
 
@@ -165,12 +166,17 @@ class Worklist:
             return due or None
         hide_token(batch, self._token)
         self._count(batch)
-        claimed = [(link, key) for link in batch.links if (key := self._claim(link)) is not None]
+        claimed = self._claim(batch.links)
         known: dict[bytes, Known] = await self._in_thread(self._dataset.ledger.known, [key for _, key in claimed])
-        if any(link.carried is not None for link in batch.links):
+        if batch.carries:
             lines = [(self._dataset.rows.key(link.bitlink), link.carried) for link in batch.links]
             self.progress.listed.differing += await self._in_thread(self._carried.see, lines)
-        calls = [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
+        if known:
+            calls = [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
+        else:
+            calls = [Call(link, key, None) for link, key in claimed]
+            self.progress.listed.links += len(calls)
+            self._never += len(calls)
         if self._due and self._put_aside:
             aside, self._put_aside = self._put_aside, []
             await self._in_thread(self._due.add, aside)
@@ -186,14 +192,15 @@ class Worklist:
 
     def add(self, calls: list[Call]) -> None:
         """Hand the calls to the workers."""
-        self.count_pending([call for call in calls if not call.is_due])  # the others: when they were put aside
-        self._ready.extend(calls)
+        # Those that are due were counted when they were put aside.
+        self.count_pending([call for call in calls if not call.is_due] if self._due else calls)
+        self.ready.extend(calls)
         self._filled.set()
 
     def count_pending(self, calls: Sequence[Call]) -> None:
         """Count calls that are to be made, by the workers or by others."""
         self.progress.pending += len(calls)
-        self.progress.repeated += sum(call.previous is not None for call in calls)
+        self.progress.repeated += len(calls) - [call.previous for call in calls].count(None)
 
     async def wait_until_low(self) -> None:
         """Return once fewer calls than the low-water mark wait for a worker.
@@ -201,7 +208,7 @@ class Worklist:
         Raises:
             RunStopping: the run is ending.
         """
-        while len(self._ready) >= self._renewed_low_water():
+        while len(self.ready) >= self._renewed_low_water():
             self._low.clear()
             await self._shutdown.unless_stopping(self._low.wait())
 
@@ -234,14 +241,16 @@ class Worklist:
             )
             self._dataset.note_invalid(line)
 
-    def _claim(self, link: Link) -> bytes | None:
-        """Add a bitlink's key to those in progress and return it; None for a duplicate, whose key is there already."""
-        key = self._dataset.rows.key(link.bitlink)
-        if key in self._in_progress:
-            self.progress.listed.duplicates += 1
-            return None
-        self._in_progress.add(key)
-        return key
+    def _claim(self, links: Sequence[Link]) -> list[tuple[Link, bytes]]:
+        """Add the bitlinks' keys to those in progress; return links and keys without duplicates, which are there."""
+        key_of, in_progress, claimed = self._dataset.rows.key, self._in_progress, []
+        for link in links:
+            key = key_of(link.bitlink)
+            if key not in in_progress:
+                in_progress.add(key)
+                claimed.append((link, key))
+        self.progress.listed.duplicates += len(links) - len(claimed)
+        return claimed
 
     def _sort(self, link: Link, key: bytes, known: Known | None) -> Call | None:
         """Return the call that a claimed bitlink needs, None if it needs none. known: what the ledger has on it."""
@@ -290,7 +299,7 @@ class Worklist:
 
     async def wait_for_call(self) -> bool:
         """Return True as soon as there is a call to take, False when there will be none."""
-        while not self._ready:
+        while not self.ready:
             if self._closed:
                 return False
             self._filled.clear()
@@ -300,9 +309,9 @@ class Worklist:
 
     def take(self) -> Call:
         """Remove the next call and return it; there must be one."""
-        if len(self._ready) <= self._low_water:
+        if len(self.ready) <= self._low_water:
             self._low.set()
-        return self._ready.popleft()
+        return self.ready.popleft()
 
 
 def should_retry(known: Known, *, retry_failed: bool, retry_refused: bool) -> bool:
@@ -319,8 +328,7 @@ def hide_token(batch: Batch, token: Token) -> None:
     it. So does a link whose row would carry the token.
     """
     # One look at all names, because no list should have the token in it.
-    suspect = token.is_in("\n".join([link.bitlink for link in batch.links]))
-    suspect = suspect or any(link.carried is not None for link in batch.links)
+    suspect = token.is_in("\n".join([link.bitlink for link in batch.links])) or batch.carries
     if suspect and (with_token := [each for each in batch.links if _shows(each, token)]):
         lines = {(link.file, link.line) for link in with_token}
         batch.links = [link for link in batch.links if (link.file, link.line) not in lines]

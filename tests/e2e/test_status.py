@@ -539,7 +539,7 @@ def test_the_rate_is_the_last_hours_however_long_the_run(monkeypatch: pytest.Mon
     for minute in range(600):
         now = 60.0 * minute
         for _ in range(3 if minute < 500 else 1):
-            throughput.count_verdict()
+            throughput.count_verdict(now)
         throughput.rate()
     assert throughput.rate() == manifest.Rate(60, 3600.0)
     assert len(throughput._samples) < 70

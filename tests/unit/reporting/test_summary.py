@@ -50,7 +50,7 @@ def test_many_kinds_of_refusals_are_not_all_named() -> None:
 
 def test_a_refusal_that_is_taken_back_is_a_failure_and_no_reason() -> None:
     status = RunProgress()
-    call = SimpleNamespace(is_repeated=False, is_last_try=False, is_due=False)
+    call = SimpleNamespace(previous=None, is_last_try=False, is_due=False)
     status.count_without_row(404, call, refused=True)
     status.count_without_row(503, call, refused=False)
     status.take_back_refusal(404, call)
@@ -60,7 +60,7 @@ def test_a_refusal_that_is_taken_back_is_a_failure_and_no_reason() -> None:
 @pytest.mark.parametrize("is_due", [False, True], ids=["never answered", "due"])
 def test_a_link_whose_refusal_is_taken_back_is_as_old_as_before_until_it_is_answered(is_due: bool) -> None:
     status = RunProgress(refresh=RefreshCounts(3600.0, never=5, fresh=5, due=5))
-    call = SimpleNamespace(is_repeated=False, is_last_try=False, is_due=is_due)
+    call = SimpleNamespace(previous=None, is_last_try=False, is_due=is_due)
     status.count_without_row(404, call, refused=True)
     answered = status.ages
     assert answered == RefreshCounts(3600.0, never=5 - (not is_due), fresh=6, due=5 - is_due)

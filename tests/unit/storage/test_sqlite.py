@@ -93,6 +93,16 @@ def test_what_a_transaction_takes_back_is_not_found(tmp_path: Path) -> None:
         assert found(index, keys(2, 3)) == {keys(3)[0]: 2}
 
 
+def test_keys_that_were_looked_for_get_ids_of_their_own_each_time_in_one_transaction(tmp_path: Path) -> None:
+    with opened(tmp_path / "t.sqlite") as (file, index):
+        assert found(index, keys(1, 2, 3)) == {}
+        with index.transaction():
+            for some in (keys(1, 2), keys(3), keys(2)):
+                rows = [(found, key) for key, found in index.ids(some).items()]
+                file.connection.executemany("INSERT INTO t (id, key) VALUES (?, ?) ON CONFLICT (id) DO NOTHING", rows)
+        assert found(index, keys(1, 2, 3)) == dict(zip(keys(1, 2, 3), (1, 2, 3), strict=True))
+
+
 @pytest.mark.parametrize("most", [2, 100], ids=["in the index", "in memory"])
 def test_a_key_that_is_forgotten_can_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(sqlite, "MOST_RECENT", most)
