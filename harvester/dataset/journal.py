@@ -367,10 +367,7 @@ class Journal:
 
 
 def append_rows(folder: str, segment: int, rows: Mapping[bytes, bytes]) -> int:
-    """Append rows, by their calls' keys, to a segment's journal, durably; return the position of the first.
-
-    Raises as `Journal.append`.
-    """
+    """Append rows, by their calls' keys, to a journal, durably; return where the first begins. Raises as `append`."""
     with closing(Journal(folder, segment)) as journal:
         start = journal.size
         for key, row in rows.items():
