@@ -36,6 +36,7 @@ nightly: .venv/dev
 	$(COMPILE)
 	$(PYTEST) -m nightly
 	$(PYTEST) -m "hypothesis and not nightly" --hypothesis-profile=nightly
+	$(MAKE) spark
 
 # A real Spark on loopback, whose workers are killed. Installs 480 MB; needs Java, and SPARK_TESTS=required makes that sure.
 spark: .venv/spark
