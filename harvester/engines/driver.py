@@ -39,6 +39,8 @@ from harvester.worklist.elsewhere import Bound, CallSource
 
 Submit = Callable[[TaskPlan, Sequence[ShardCalls]], list[TaskResult]]
 """Runs `run_shard` for each shard in the cluster, and returns the results when all are over. Blocks."""
+_ENDED = b"ended"
+"""Stands in place of the job's name while tasks that are to end may still be running."""
 _POLL_SECONDS = 1.0
 _BATCH_ANSWERS = 1000
 _UNTIL_MARGIN_SECONDS = 10.0
@@ -72,6 +74,7 @@ class ClusterDriver:
         self._until = None if until is None else until - _UNTIL_MARGIN_SECONDS
         self._job = f"{int(time.time()):x}-{secrets.token_hex(4)}"
         self._old: list[str] = []
+        self._calls: ClusterCalls | None = None
 
     # --- before the list is read -----------------------------------------------------------------------------------
 
@@ -100,22 +103,32 @@ class ClusterDriver:
         plan = TaskPlan(
             self._place, self._job, bound.dataset.query, bound.dataset.run_id, self._options, self._token, self._until
         )
-        return ClusterCalls(bound, plan, self._folder, self._submit, self._shards, self._most)
+        self._calls = ClusterCalls(bound, plan, self._folder, self._submit, self._shards, self._most)
+        return self._calls
 
     async def clean(self) -> None:
-        """Delete the logs and links of this job and of those before it: the dataset has all of their answers."""
+        """Delete the logs and links of this job and of those before it: the dataset has all of their answers.
+
+        Where tasks may still be running, theirs stay for the next run.
+        """
+        over = self._calls is None or self._calls.over
 
         def clean() -> None:
             for name in self._folder.names():
-                if name in self._old or self._job in name:
+                if name in self._old or (over and self._job in name):
                     self._folder.delete(name)
-            self._folder.put(JOB, b"")
+            self._folder.put(JOB, b"" if over else _ENDED)
 
         await in_daemon(clean)
 
 
 class ClusterCalls:
-    """The calls of a run that tasks make. It keeps about 200 bytes a call."""
+    """The calls of a run that tasks make; about 200 bytes each are kept.
+
+    over: True while no task is running whose answers are not settled.
+    """
+
+    over = True
 
     def __init__(
         self, bound: Bound, plan: TaskPlan, folder: SharedFolder, submit: Submit, shards: int, most: int | None
@@ -151,6 +164,7 @@ class ClusterCalls:
         # From here on the dataset's query is the tasks', though it has no verdict yet.
         await self._bound.in_thread(self._bound.dataset.ledger.replace_facts, {PINNED: 1})
         await self._bound.leave()
+        self.over = False
         submitted = asyncio.ensure_future(in_daemon(partial(self._submit, self._plan, shards)))
         ending = asyncio.create_task(self._end_tasks())
         try:
@@ -160,6 +174,7 @@ class ClusterCalls:
             stop = self._stop_of(submitted)
             await self._settle_new()
             await self._settle_rest()
+            self.over = submitted.exception() is None
         finally:
             ending.cancel()
         _warn_of_damage(self._reader, self._bound.observer)
@@ -179,7 +194,7 @@ class ClusterCalls:
     async def _end_tasks(self) -> None:
         """Have the tasks end once the run is asked to: they look at the job's name."""
         await self._bound.shutdown.wait()
-        await in_daemon(partial(self._folder.put, JOB, b"ended"))
+        await in_daemon(partial(self._folder.put, JOB, _ENDED))
 
     async def _settle_new(self) -> None:
         found = self._reader.new()

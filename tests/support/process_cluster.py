@@ -22,11 +22,11 @@ class ProcessCluster:
         self._after_start = after_start
 
     def __call__(self, plan: TaskPlan, shards: Sequence[ShardCalls]) -> list[TaskResult]:
-        first = [self._start(plan, shard) for shard in shards]
+        first = [self.start(plan, shard) for shard in shards]
         self._after_start(first)
         return [self._result(plan, shard, process) for shard, process in zip(shards, first, strict=True)]
 
-    def _start(self, plan: TaskPlan, shard: ShardCalls) -> "subprocess.Popen[bytes]":
+    def start(self, plan: TaskPlan, shard: ShardCalls) -> "subprocess.Popen[bytes]":
         self.attempts += 1
         process = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -41,7 +41,7 @@ class ProcessCluster:
         with process:
             text = process.stdout.read()
         if process.returncode < 0:
-            return self._result(plan, shard, self._start(plan, shard))
+            return self._result(plan, shard, self.start(plan, shard))
         assert process.returncode == 0
         return TaskResult.parse(text.decode())
 

@@ -208,6 +208,31 @@ def test_tasks_end_when_the_driver_is_asked_to(harvest: Harvested, bitly: Script
     assert len(bitly.requests) - len(LINKS) <= 2 * CONNECTIONS
 
 
+def test_what_tasks_write_after_their_job_has_failed_is_settled_by_the_next_run(
+    harvest: Harvested, bitly: Scripted
+) -> None:
+    cluster = ProcessCluster()
+
+    def submit(plan: tasks.TaskPlan, shards: Sequence[tasks.ShardCalls]) -> list[tasks.TaskResult]:
+        cluster(plan, shards[1:])
+        # This task is still running when its job is given up, and is asked to end some seconds later.
+        late.append(cluster.start(plan, shards[0]))
+        raise RuntimeError("the stage was aborted")
+
+    late: list[subprocess.Popen[bytes]] = []
+    outcome = harvest(LINKS, submit)
+    assert outcome.stop is not None
+    assert "the stage was aborted" in outcome.stop.message
+    for process in late:
+        assert process.stdout is not None
+        with process:
+            process.stdout.read()
+    before = len(bitly.requests)
+    assert harvest(LINKS, ProcessCluster()).complete
+    assert len(bitly.requests) - before == len(LINKS) - before
+    assert harvest.bitlinks() == sorted(LINKS)
+
+
 def test_an_error_of_a_task_names_its_machine(harvest: Harvested) -> None:
     outcome = harvest(LINKS[:4], partial(_refused))
     assert outcome.stop is not None
