@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -30,6 +30,9 @@ from tests.support.commands import ROOT, TOKEN, harvester
 from tests.support.output_checks import failures, manifest, rows
 from tests.support.process_cluster import ProcessCluster
 from tests.support.scripted_bitly import Scripted, scripted
+
+if TYPE_CHECKING:
+    from tests.support.redis_server import RedisProcess
 
 CONNECTIONS = 5
 LINKS = [f"bit.ly/ok--{number}" for number in range(200)]
@@ -231,6 +234,18 @@ def test_what_tasks_write_after_their_job_has_failed_is_settled_by_the_next_run(
     assert harvest(LINKS, ProcessCluster()).complete
     assert len(bitly.requests) - before == len(LINKS) - before
     assert harvest.bitlinks() == sorted(LINKS)
+
+
+def test_tasks_and_their_driver_share_a_budget_and_an_address_in_redis(
+    harvest: Harvested, bitly: Scripted, redis_server: "RedisProcess"
+) -> None:
+    shared: dict[str, Any] = {"budget": redis_server.url, "egress": "office", "per_hour": 10_000}
+    assert harvest(LINKS, ProcessCluster(), **shared).complete
+    assert set(asked(bitly).values()) == {1}
+    assert harvest.bitlinks() == sorted(LINKS)
+    assert bitly.most_connections == CONNECTIONS  # the driver has left them to its tasks
+    (hour,) = [window for window in manifest(harvest.out)["budget"]["windows"] if window["window"] == "hour"]
+    assert hour["used"] == len(bitly.requests)
 
 
 def test_an_error_of_a_task_names_its_machine(harvest: Harvested) -> None:
