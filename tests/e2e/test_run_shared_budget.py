@@ -71,6 +71,20 @@ def test_the_month_of_two_hosts_is_one(fleet: Fleet) -> None:
     assert len(rows(fleet.out("two"))) < 5
 
 
+def test_plan_and_show_work_with_what_all_hosts_have_used(fleet: Fleet) -> None:
+    assert harvester(*fleet.command("one", 6, *NO_LIMITS)).returncode == 0
+    _, links, *options = fleet.command("two", 3, *FREE, "--per-month", "100")
+    planned = harvester("plan", links, *options, "--offline")
+    assert planned.returncode == 0, planned.stderr
+    assert "the 6 calls made this month" in planned.stdout
+    del options[options.index("--out") : options.index("--out") + 2]
+    shown = harvester("show", "bit.ly/other", *options)
+    assert shown.returncode == 0, shown.stderr
+    assert fleet.spent() == 7
+    status = harvester("status", str(fleet.out("one")))
+    assert "month  6 used" in status.stdout
+
+
 def test_facets_side_by_side_share_the_connections_of_their_address(fleet: Fleet) -> None:
     command = fleet.command("both", 8, *NO_LIMITS, "--facet", "countries,referrers")
     command[command.index("--out") + 1] += "/{facet}"

@@ -85,7 +85,7 @@ def start(redis_server: RedisProcess, machine: Machine) -> Iterator[StartOfFile]
         yield start
 
 
-@pytest.mark.parametrize("examples", [8, pytest.param(1500, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("examples", [4, pytest.param(1500, marks=pytest.mark.nightly)])
 def test_no_window_and_no_month_ever_holds_more_than_its_limit_whatever_happens(
     redis_server: RedisProcess, examples: int
 ) -> None:
