@@ -33,9 +33,8 @@ class CountedAttempt:
     __slots__ = ("_budget", "_clock", "counted", "sent_at")
 
     def __init__(self, line: SlotConnection, budget: Budget, clock: Callable[[], float]) -> None:
-        counted = budget.counted
-        self.counted: Counted | None = counted
-        self.sent_at = counted.at
+        self.counted: Counted | None = budget.counted
+        self.sent_at = clock()  # until it is known; not the time of the count, which is rounded up
         self._budget = budget
         self._clock = clock
         line.unsent, line.ready = False, self.count_when_sent

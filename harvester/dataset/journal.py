@@ -90,10 +90,7 @@ def read(path: str, start: int, end: int | None = None) -> Iterator[Record]:
 
 
 def read_rows(path: str, start: int, end: int | None = None) -> Generator[bytes, None, int]:
-    """Yield the rows among the lines that `read` has, each with its line feed; return the position behind those lines.
-
-    It is `read` with less work for a plain row.
-    """
+    """As `read`, with less work: yield rows with their line feeds; return the position behind the last good line."""
     with suppress(FileNotFoundError), open(path, "rb", buffering=_READ_BYTES) as stream:
         stream.seek(start)
         for line in stream:
@@ -264,8 +261,9 @@ def _failures_in(path: str) -> Iterator[bytes]:
 
 def forget_failures(folder: str) -> None:
     """Delete the kept failures: `_failures.ndjson` has just been written."""
-    with suppress(OSError):
-        os.unlink(os.path.join(folder, RECENT_FAILURES))
+    if os.path.exists(path := os.path.join(folder, RECENT_FAILURES)):
+        with suppress(OSError):
+            os.unlink(path)
 
 
 class Journal:
