@@ -16,7 +16,7 @@ from typing import Any, Unpack
 
 import orjson
 
-from harvester.config.keywords import AnyPath, Duration, MetricsKeywords, path_text, run_options
+from harvester.config.keywords import AnyPath, SparkKeywords, path_text, run_options
 from harvester.config.options import RunOptions
 from harvester.credentials.token_sources import TokenGiven, token_reader
 from harvester.engines.driver import ClusterDriver
@@ -37,27 +37,6 @@ from harvester.storage.location import MANIFEST, STDOUT, is_url
 _DEFAULT_SHARDS = 8
 _SHARED = "spark"
 _SPECULATION = "spark.speculation"
-
-
-class SparkKeywords(MetricsKeywords, total=False):
-    """Options for the links of a DataFrame: also the output, when to stop, and which calls are made again."""
-
-    work_dir: AnyPath | None
-    tasks: int | None
-    shared_dir: AnyPath | None
-    max_failures: str | int | None
-    max_invalid: str | int | None
-    max_calls: int | None
-    strict: bool
-    part_rows: int
-    part_bytes: str | int
-    part_age: Duration
-    format: str | None
-    shape: str | None
-    retry_failed: bool
-    retry_refused: bool
-    allow_empty: bool
-    metrics_file: AnyPath | None
 
 
 def harvest_dataframe(

@@ -70,14 +70,8 @@ class StreamKeywords(MetricsKeywords, total=False):
     shard: str | None
 
 
-class HarvestKeywords(StreamKeywords, total=False):
-    """Options for a harvest: also its output, its periods, and which calls are made again."""
-
-    since: str | date | None
-    until: str | date | None
-    every: str
-    refresh: Duration | None
-    prefer: str | None
+class DatasetKeywords(TypedDict, total=False):
+    """Options for what is stored, and which calls are made again."""
 
     part_rows: int
     part_bytes: str | int
@@ -88,6 +82,28 @@ class HarvestKeywords(StreamKeywords, total=False):
     retry_refused: bool
     allow_empty: bool
     metrics_file: AnyPath | None
+
+
+class HarvestKeywords(StreamKeywords, DatasetKeywords, total=False):
+    """Options for a harvest: also its output and its periods."""
+
+    since: str | date | None
+    until: str | date | None
+    every: str
+    refresh: Duration | None
+    prefer: str | None
+
+
+class SparkKeywords(MetricsKeywords, DatasetKeywords, total=False):
+    """Options for the links of a DataFrame: also the cluster, the output, and when to stop."""
+
+    work_dir: AnyPath | None
+    tasks: int | None
+    shared_dir: AnyPath | None
+    max_failures: str | int | None
+    max_invalid: str | int | None
+    max_calls: int | None
+    strict: bool
 
 
 def run_options(

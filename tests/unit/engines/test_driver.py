@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from harvester.config.keywords import run_options
+from harvester.config.keywords import SparkKeywords, run_options
 from harvester.engines import driver, tasks
 from harvester.engines.driver import ClusterDriver, Submit
 from harvester.events import RunOutcome
@@ -25,7 +25,6 @@ from harvester.reporting.logs import LoggingObserver
 from harvester.run import job as jobs
 from harvester.run.assembly import build_job
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
-from harvester.spark import SparkKeywords
 from tests.support.commands import ROOT, TOKEN, harvester
 from tests.support.output_checks import failures, manifest, rows
 from tests.support.process_cluster import ProcessCluster
