@@ -177,7 +177,7 @@ class Dataset:
         if state is ROW_STATE:
             rows, size = (1, len(line) + 1) if self._nested else encoded_size(line, self.part_format.shape)
             journal.append(key, state, line, rows, size)
-            entry = Entry(key, state, None, lacks, self._asked_at, clicks)
+            entry = tuple.__new__(Entry, (key, state, None, lacks, self._asked_at, clicks))  # in half the time
         else:
             journal.append(key, state, line)
             entry = Entry(key, state, line, lacks, self._asked_at, clicks)

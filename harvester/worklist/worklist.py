@@ -35,7 +35,7 @@ from harvester.dataset.sidecars import MOST_INVALID_LINES
 from harvester.events import RunObserver
 from harvester.links.batch import Batch, Feed, Link
 from harvester.progress import Carried, InvalidLine, RunProgress
-from harvester.rows.call import GIVEN_UP_RUNS, CallState, Known
+from harvester.rows.call import GIVEN_UP_RUNS, WHOLE, CallState, Known
 from harvester.shutdown import ShutdownSignal
 from harvester.storage.scratch import DistinctKeys
 from harvester.worklist.calls import Call, DueCalls
@@ -174,7 +174,7 @@ class Worklist:
         if known:
             calls = [call for link, key in claimed if (call := self._sort(link, key, known.get(key)))]
         else:
-            calls = [Call(link, key, None) for link, key in claimed]
+            calls = [tuple.__new__(Call, (link, key, None, 0, WHOLE, False)) for link, key in claimed]  # half the time
             self.progress.listed.links += len(calls)
             self._never += len(calls)
         if self._due and self._put_aside:
