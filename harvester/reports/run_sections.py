@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
-from harvester.progress import WAIT_REASONS, duration
+from harvester.progress import WAIT_REASONS, counted, duration
 from harvester.reports import charts, runs
 from harvester.reports.charts import Bar, Point
 from harvester.reports.section import Fact, Figure, Section, bounded_list
@@ -12,7 +12,7 @@ from harvester.sums.sources import Source
 
 _OTHER = (
     "Errors are requests without a response, and responses that are no answer. Other requests were answered and ended "
-    "no call: the answer was truncated and requested again for more, or it was doubted."
+    "no call: the answer was truncated and requested again for more, or it was doubted, or its run was killed first."
 )
 _REQUESTS = (
     "A request is one attempt, which counts against Bitly's limits. An answer is a row, or a refusal for good: it "
@@ -38,14 +38,17 @@ def run_sections(sources: Sequence[Source]) -> Iterator[Section]:
     sentences = [_REQUESTS]
     months = [_month_text(each) for each in runs.months_of(sources)]
     sentences += bounded_list(months)
+    found = runs.runs_of(sources)
+    if found and (lost := costs.attempts - sum(run.attempts for run in found)) > 0:
+        requests = counted(lost, "request is", "requests are")
+        sentences.append(f"{requests} in no minute and no run below: a killed run has not stored its last half second.")
     yield Section("How the run went", sentences, facts, tables=[_outputs_table(sources)])
     if history := runs.history_of(sources):
         yield _pace(history)
         if history.waits:
             yield _waits(history)
-    if found := runs.runs_of(sources):
-        told = "A run that was killed ends here with what it stored last, half a second earlier at most."
-        yield Section("Runs, one after another", [told], tables=[_runs_table(found)])
+    if found:
+        yield Section("Runs, one after another", tables=[_runs_table(found)])
 
 
 def _month_text(month: runs.Month) -> str:

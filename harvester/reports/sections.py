@@ -157,19 +157,17 @@ def _shortfalls(sources: Sequence[Source], sums: Sums) -> Section:
         sentences.append(f"{idle_in_words(rows, idle)}.")
     if not sentences:
         sentences.append("No row is truncated or clipped." if rows else _NO_ROWS)
-    unlisted = [source for source in sources if not source.has_failures and _without_row(source)]
+    unlisted = [source for source in sources if source.without_row and not source.has_failures]
     if unlisted:
         sentences.append(f"{counted(len(unlisted), 'output')} without a list of failures: their reasons are not known.")
+    if not sums.failures and unlisted:
+        return Section("What is missing", sentences)
     if not sums.failures:
         whole = all(source.manifest.complete for source in sources)
         none = "No call failed or was refused, and every line is a link." if whole else "No failure is known so far."
         return Section("What is missing", [*sentences, none])
     sentences.append(_failures_text(sums.without_row))
     return Section("What is missing", sentences, tables=[failures_table(sums.failures)])
-
-
-def _without_row(source: Source) -> bool:
-    return source.manifest.dataset.refused + source.manifest.dataset.failed > 0
 
 
 def _failures_text(numbers: Mapping[str, int]) -> str:

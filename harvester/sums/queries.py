@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from harvester.bitly.facets import FACETS, FieldKind
 from harvester.progress import counted
+from harvester.storage.location import FAILURES
 from harvester.sums.figures import (
     Breakdown,
     FacetSums,
@@ -86,6 +87,9 @@ def _unread(database: Database, sources: Sequence[Source]) -> list[str]:
         notes.append(f"{rows} not in the parts yet, and not added up: a run ends by publishing all")
     if newer := sum(source.newer_parts() for source in sources if not source.growing):
         notes.append(f"{counted(newer, 'part is', 'parts are')} newer than the manifest, and not added up yet")
+    if unlisted := [source for source in sources if source.without_row and not source.has_failures]:
+        calls = counted(sum(source.without_row for source in unlisted), "link or line", "links and lines")
+        notes.append(f"no reasons for {calls} without a row: {unlisted[0].name_of(FAILURES)} is gone")
     if database.missing:
         files = counted(len(database.missing), "part is", "parts are")
         notes.append(f"{files} gone, and not added up: a loader may have taken them ({database.missing[0]})")

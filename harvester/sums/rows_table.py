@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, BinaryIO, NamedTuple
 
 from harvester.bitly.facets import FACETS, FieldKind
@@ -124,7 +124,9 @@ class Database:
         self.fetch(f"DELETE FROM failures WHERE kind = 'invalid' AND rowid NOT IN ({first})")
 
     def _insert(self, file: RowFile, source: Source, number: int) -> None:
-        if file.size == 0:
+        if file.size == 0:  # a growing file of which nothing is committed yet
+            with suppress(FileNotFoundError):
+                self.uncommitted += os.path.getsize(source.rows.path(file.name))
             return
         shape = Shape(source.manifest.shape)
         try:

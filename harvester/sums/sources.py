@@ -93,6 +93,12 @@ class Source:
         """Whether the file of the links without a row is there."""
         return FAILURES in self.beside.names()
 
+    @property
+    def without_row(self) -> int:
+        """The calls that were refused or failed, and the lines that are no links, by the manifest."""
+        counts, listed = self.manifest.dataset, self.manifest.list
+        return counts.refused + counts.failed + (listed.invalid if listed else 0)
+
 
 class Sources(NamedTuple):
     """The outputs of a layout, by facet and name. left_out: why some of what was found is none of them.
@@ -157,6 +163,7 @@ class _Names:
         """Return what people read of an output."""
         if self._alone:
             return self._out
+        path = path if is_url(path) else os.path.abspath(path)
         return path.removeprefix(self._base).strip("/") or path
 
     def asked(self, path: str) -> str:
@@ -167,7 +174,7 @@ class _Names:
         """Return the damage of a manifest. path: its own, or its output's."""
         output = path.removesuffix("/" + MANIFEST)
         name = self.name(output)
-        why = self.shortened(why).removeprefix(f"{name}/{MANIFEST}: ")
+        why = self.shortened(why.removeprefix(f"{output}/{MANIFEST}: ")).removeprefix(f"{name}/{MANIFEST}: ")
         return Damage(f"{name}/{MANIFEST}", self.asked(output), None, 0, why)
 
     def shortened(self, text: str) -> str:

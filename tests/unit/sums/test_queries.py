@@ -290,6 +290,37 @@ def test_parts_that_a_loader_has_taken_are_named_and_not_added_up(tmp_path: Path
     assert found.left_out[0].startswith("1 part is gone, and not added up")
 
 
+def test_a_list_of_failures_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = {"bitlink": "bit.ly/gone", "kind": "refused", "status": 404, "message": "NOT_FOUND"}
+    query = query_for("referrers", "day", -1, REFERENCE, 50)
+    out = make_output(tmp_path / "out", query, random_rows("referrers", 1), failures=[gone])
+    assert sums_at(out).left_out == ()
+    (out / "_failures.ndjson").unlink()
+    (note,) = sums_at(out).left_out
+    assert note == f"no reasons for 1 link or line without a row: {out}/_failures.ndjson is gone"
+
+
+def test_a_growing_file_of_which_nothing_is_committed_yet_is_named(tmp_path: Path) -> None:
+    out = make_output(tmp_path / "out.ndjson", query_for("referrers", "day", -1, REFERENCE, 50), [])
+    with out.open("ab") as stream:
+        stream.write(b"a row whose commit is due\n")
+    assert sums_at(out).left_out == ("26 bytes at the end of a growing file are not committed yet, and not added up",)
+
+
+def test_damage_below_a_relative_path_is_named_as_it_would_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    query = query_for("referrers", "day", -1, REFERENCE, 50)
+    for name in ("a", "b"):
+        make_output(Path("lake", name), query, [])
+    Path("lake/b/_manifest.json").write_text("{")
+    for asked in ("lake", "lake/*"):
+        (damage,) = sums_at(asked).damaged
+        assert (damage.name, damage.output) == ("b/_manifest.json", "lake/b")
+        assert "_manifest.json" not in damage.why
+
+
 def test_parts_that_the_manifest_does_not_list_yet_are_named_and_not_added_up(tmp_path: Path) -> None:
     out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), random_rows("referrers", 1))
     before = of_facet(out)
