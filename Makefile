@@ -13,7 +13,7 @@ INSTALL = { $(PIP) uv && $(UV) --editable $(1) || $(PIP) --editable $(1); }
 COMPILE_PACKAGES := { $(BIN)/python -m compileall -qq -j 0 -x '/(tests|pip|setuptools|pkg_resources|mypyc?|hive_metastore|moto/(?!core|s3|utilities))/' .venv/lib || true; }
 # More workers than cores, because many tests wait; each takes 6 s of CPU time to begin. Without bytecode, each process would
 # rewrite the assertions of pytest's plugins anew.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 4
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 6
 
 # Where Python may not write bytecode, each of the commands that the tests start would compile the package anew.
 COMPILE := $(BIN)/python -m compileall -q harvester
