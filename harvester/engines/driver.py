@@ -45,14 +45,17 @@ _POLL_SECONDS = 1.0
 _BATCH_ANSWERS = 1000
 _UNTIL_MARGIN_SECONDS = 10.0
 """So much before --max-time the tasks stop, so that their last answers are published within it."""
+_ASKED_FOR = frozenset({StopReason.SIGNAL, StopReason.MAX_TIME, StopReason.MAX_CALLS})
+"""Reasons that say less of a run than any other that one of its tasks has."""
 _NEW = Call(None, b"", None)  # type: ignore[arg-type]
 
 
 class ClusterDriver:
     """Makes a run's calls in a cluster: the `cluster` of a job.
 
-    place: of the shared folder. submit: see Submit. shards: into how many the links are divided. options, token: the
-    tasks', as in TaskPlan. most: the calls of this run, None for all. until: when to stop, seconds since 1970.
+    place: where the shared folder is made, one for each dataset. submit: see Submit. shards: into how many the links
+    are divided. options, token: the tasks', as in TaskPlan. most: the calls of this run, None for all. until: when to
+    stop, seconds since 1970.
     """
 
     _folder: SharedFolder
@@ -80,6 +83,7 @@ class ClusterDriver:
 
     async def adopt(self, dataset: Dataset, shutdown: ShutdownSignal, observer: RunObserver) -> None:
         """Settle the answers that tasks of earlier runs have paid for, and no driver has settled."""
+        self._place = f"{self._place}/{dataset.run_id}"  # others may share their answers there, too
         self._folder = await in_daemon(partial(open_shared, self._place))
         earlier = await in_daemon(partial(self._folder.get, JOB))
         await in_daemon(partial(self._folder.put, JOB, self._job.encode()))
@@ -173,8 +177,9 @@ class ClusterCalls:
                 await self._settle_new()
             stop = self._stop_of(submitted)
             await self._settle_new()
-            await self._settle_rest()
-            self.over = submitted.exception() is None
+            if submitted.exception() is None:
+                await self._settle_rest()
+                self.over = True
         finally:
             ending.cancel()
         _warn_of_damage(self._reader, self._bound.observer)
@@ -213,6 +218,7 @@ class ClusterCalls:
         self._open.pop(record.key, None)
         self._verdicts[found.log] = self._verdicts.get(found.log, 0) + 1
         bound.counters.total += 1
+        bound.dataset.record_attempts(bound.counters)
         self._settle(record)
 
     def _settle(self, record: Record) -> None:
@@ -247,7 +253,7 @@ class ClusterCalls:
         if errors := [f"{result.host}: {result.error}" for result in results if result.error]:
             return Stop(StopReason.ENGINE, "; ".join(sorted(set(errors))))
         stops = [Stop(StopReason(reason), message, until) for reason, message, until in _stops(results)]
-        return min(stops, key=lambda stop: stop.reason is StopReason.SIGNAL, default=None)
+        return min(stops, key=lambda stop: stop.reason in _ASKED_FOR, default=None)
 
 
 def _stops(results: Iterable[TaskResult]) -> Iterable[tuple[str, str, str | None]]:
@@ -272,6 +278,7 @@ async def _adopt(dataset: Dataset, records: Mapping[bytes, Record]) -> None:
         has = known.get(key)
         if has is None or (has.state is not ROW_STATE and record.state in (ROW_STATE, HELD)):
             _record(dataset, record, has and has.state)
+            dataset.count("total")  # nobody else knows of its attempt
     await in_daemon(partial(dataset.commit, dataset.take_batch()))
 
 

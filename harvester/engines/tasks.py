@@ -17,12 +17,12 @@ import orjson
 
 from harvester.bitly.bitlinks import parse
 from harvester.bitly.query import Query
-from harvester.config.options import OutputOptions, RunOptions
+from harvester.config.options import ListOptions, OutputOptions, RunOptions
 from harvester.credentials.token_sources import TokenGiven, token_reader
 from harvester.dataset.part_publisher import UNCOMMITTED_LIMIT
 from harvester.engines.answers import JOB, answered_keys, links_name, log_name
 from harvester.engines.shared_folder import Log, SharedFolder, open_shared
-from harvester.errors import ConnectionsBusy, HarvesterError
+from harvester.errors import ConnectionsBusy, HarvesterError, RunStopping
 from harvester.events import RunObserver, RunOutcome
 from harvester.links.batch import BATCH_LINES, Batch, Link
 from harvester.links.feed import IterableFeed
@@ -110,17 +110,22 @@ async def _run(plan: TaskPlan, shard: ShardCalls, attempt: int, run: RunJob) -> 
                 outcome = await _when_free(job, shutdown, observer, run)
         finally:
             watching.cancel()
+    except RunStopping:  # while it waited for connections
+        return result({}, _in_words(shutdown.stop))
     except HarvesterError as error:  # another attempt would meet it, too
         return result({}, error=str(error))
-    stop = outcome.stop
-    said = (stop.reason.value, stop.message, stop.until) if stop else None
-    return result(asdict(outcome.status.attempts), said)
+    return result(asdict(outcome.status.attempts), _in_words(outcome.stop))
+
+
+def _in_words(stop: Stop | None) -> tuple[str, str, str | None] | None:
+    return (stop.reason.value, stop.message, stop.until) if stop else None
 
 
 def _job_of(
     plan: TaskPlan, shard: ShardCalls, feed: "ShardFeed", log: Log, observer: LoggingObserver, paid: int
 ) -> Job:
-    options = replace(plan.options, output=OutputOptions(out=STDOUT))
+    # The driver has read the list already, however it is written or wherever it comes from.
+    options = replace(plan.options, output=OutputOptions(out=STDOUT), list=ListOptions())
     read_token = token_reader(plan.token, options)
     job = build_job(feed, options, observer.warn, read_token, _NoReader())
     left = None if plan.until is None else max(plan.until - time.time(), 0.0)

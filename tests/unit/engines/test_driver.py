@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from harvester.config.keywords import SparkKeywords, run_options
+from harvester.bitly.bitlinks import Bitlink
+from harvester.config.keywords import HarvestKeywords, SparkKeywords, run_options
 from harvester.engines import driver, tasks
 from harvester.engines.driver import ClusterDriver, Submit
+from harvester.engines.shared_folder import open_shared
 from harvester.events import RunOutcome
+from harvester.links.batch import Link
 from harvester.links.feed import IterableFeed
 from harvester.reporting.logs import LoggingObserver
 from harvester.run import job as jobs
@@ -163,7 +166,35 @@ def test_what_tasks_have_paid_for_outlives_their_driver(harvest: Harvested, bitl
     assert harvest(LINKS, ProcessCluster()).complete
     assert harvest.bitlinks() == sorted(LINKS)
     assert len(bitly.requests) - len(LINKS) <= CONNECTIONS
+    assert len(LINKS) <= manifest(harvest.out)["attempts"]["total"] <= len(bitly.requests)
     assert harvest.holds()
+
+
+def test_outputs_may_share_a_folder_of_answers(tmp_path: Path, bitly: Scripted) -> None:
+    place = str(tmp_path / "shared")
+    first, second = (Harvested(tmp_path / name, bitly.url, place) for name in ("first", "second"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ClusterDriver, "clean", _kept)  # as a driver that was killed leaves it
+        assert first(LINKS[:20], ProcessCluster()).complete
+    assert second(LINKS[20:40], ProcessCluster()).complete
+    assert (first.bitlinks(), second.bitlinks()) == (sorted(LINKS[:20]), sorted(LINKS[20:40]))
+
+
+async def _kept(_: object) -> None:
+    pass
+
+
+def test_where_the_list_comes_from_is_no_business_of_the_tasks(tmp_path: Path) -> None:
+    options = run_options({"group": "Ba1bc23dE4F", "strict": True, "shard": "1/2"}, HarvestKeywords, str(tmp_path))
+    query = build_job([], options, lambda _: None, lambda: TOKEN).query
+    folder = open_shared(str(tmp_path))
+    folder.put("links", tasks.line_of(Link(Bitlink("bit.ly/a"), "group", 7, "bit.ly/a")))
+    plan = tasks.TaskPlan(str(tmp_path), "job", query, "run", options, TOKEN, None)
+    feed = tasks.ShardFeed(folder, "links", query, set())
+    job = tasks._job_of(plan, tasks.ShardCalls(0, 1), feed, folder.log("log"), LoggingObserver(), 0)
+    assert (job.listed, job.strict, job.feed) == (None, False, feed)
+    (link,) = asyncio.run(feed.next()).links  # type: ignore[union-attr]
+    assert (link.bitlink, link.line) == ("bit.ly/a", 7)
 
 
 def test_the_calls_that_may_be_made_are_divided_among_the_shards(harvest: Harvested, bitly: Scripted) -> None:
