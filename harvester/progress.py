@@ -26,6 +26,18 @@ class WindowState(NamedTuple):
         return max(self.limit - self.used, 0) if self.limit else None
 
 
+_SOURCES = {"asked": "", "default": "default", "bitly": "from Bitly", "throttled": "lowered after throttling"}
+
+
+def window_in_words(state: WindowState) -> str:
+    """Return a window's limit, where it comes from and its use: `1,000 an hour (default, 7 used)`."""
+    article = "an" if state.window == "hour" else "a"
+    limit = f"{state.limit:,} {article} {state.window}" if state.limit else f"no limit {article} {state.window}"
+    remarks = [_SOURCES[state.source] if state.limit else "", f"{state.used:,} used" if state.used else ""]
+    remark = ", ".join(filter(None, remarks))
+    return f"{limit} ({remark})" if remark else limit
+
+
 Carried: TypeAlias = Mapping[str, str | None] | None
 """What a list says of a link in the columns that --carry names, by their names; None if it names none."""
 

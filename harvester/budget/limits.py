@@ -101,6 +101,33 @@ class Counted(NamedTuple):
     record: int = 0
 
 
+NOTHING_COUNTED = Counted("", 0.0, ())
+MOST_LEASED = 64
+"""The largest lease. It is also no more than a 64th of what is left of each limit."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """Attempts counted at once, to be sent before the time of their record.
+
+    size: attempts counted, or sent if some were given back. left: not sent yet. counted: where each was counted.
+    """
+
+    size: int = 0
+    left: int = 0
+    counted: Counted = NOTHING_COUNTED
+    given_back: bool = False
+
+    @property
+    def next_size(self) -> int:
+        """The size of the lease that follows: it doubles as long as leases are used up in time."""
+        return self.size if self.given_back else min(2 * self.size, MOST_LEASED)
+
+    def end(self) -> None:
+        """Record that what is left is counted no more."""
+        self.size, self.left, self.given_back = self.size - self.left, 0, True
+
+
 class RetryAfter(NamedTuple):
     """The attempt may not be sent yet. seconds: to wait. window: what blocks it. limit: its attempts; 0 if none."""
 

@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from harvester.budget import throttling
@@ -13,10 +13,12 @@ from harvester.budget.database import BudgetDatabase
 from harvester.budget.limits import (
     HOUR,
     MINUTE,
+    MOST_LEASED,
     SPANS,
     THROTTLED,
     Account,
     Counted,
+    Lease,
     Limits,
     MonthExhausted,
     RequestedLimits,
@@ -35,22 +37,6 @@ _BUSY_SECONDS = 0.5
 """The wait before a busy file is tried again."""
 _HIGH_RATE_PER_MINUTE = 1200
 """From 20 attempts a second on, a sync of the disk for each of them would hold them back."""
-_MOST_LEASED = 64
-"""The largest lease. It is also no more than a 64th of what is left of each limit."""
-_NOTHING_COUNTED = Counted("", 0.0, ())
-
-
-@dataclass(slots=True)
-class _Lease:
-    """Attempts counted in one transaction, to be sent before the time of their record.
-
-    size: attempts counted, or sent if some were given back. counted: where each of them was counted.
-    """
-
-    size: int = 0
-    left: int = 0
-    counted: Counted = _NOTHING_COUNTED
-    given_back: bool = False
 
 
 class MachineBudget:
@@ -71,7 +57,7 @@ class MachineBudget:
         self.requested = requested
         self._database = database
         self._rng = rng or throttling.RNG
-        self._lease = _Lease()
+        self._lease = Lease()
         self._endpoint = endpoint
         self._before = LearnedBefore()
         self._usage = EndpointUsage(database, account.server, account.token, endpoint)
@@ -108,7 +94,7 @@ class MachineBudget:
     def use_token(self, fingerprint: str) -> None:
         with suppress(OutputError):  # then the rest of a lease stays counted
             self.close()
-        self._lease = _Lease()
+        self._lease = Lease()
         self._usage.token = fingerprint
         self.month.account = self.account._replace(token=fingerprint)
 
@@ -165,7 +151,7 @@ class MachineBudget:
         left = opens_at - now
         return RetryAfter(min(left, _POLL_SECONDS) if self._throttle.probing else left, THROTTLED)
 
-    def _count(self, now: float) -> _Lease:
+    def _count(self, now: float) -> Lease:
         """Count the attempt that is sent now, and perhaps a lease with it; during a pause the attempt is the probe."""
         attempts = self._lease_size(now)
         if self.paused:
@@ -177,7 +163,7 @@ class MachineBudget:
         if self.month.reported_spent:  # a day has passed since that report
             self.month.renew_report(self._database.utc(now))
         counted = Counted(self.account.token, self._usage.last_at, months, self.month.reported_spent)
-        return _Lease(attempts, attempts - 1, counted)
+        return Lease(attempts, attempts - 1, counted)
 
     def _lease_size(self, now: float) -> int:
         """Return how many attempts to count at once: one, unless every limit is far."""
@@ -185,14 +171,14 @@ class MachineBudget:
         # is near calls go at the server's pace, and counting one by one would double what they cost. A lease lasts for
         # a tenth of a second, the precision of a record, so none of its attempts is sent later than it is counted for.
         # It doubles as long as it is used up in time; what is left is given back. A kill costs what is left of one.
-        size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
+        size = self._lease.next_size
         if size <= 1 or self.paused or self.month.reported_spent:
             return 1
         # No other process may be refused because of attempts that are only leased.
         lefts = [limit - self._usage.used(window, now) for window, limit in self._limited_windows()]
         if self.limits.per_month:
             lefts.append(self.limits.per_month - self.month.spent_near(self._database.utc(now)))
-        return max(min(size, *(left // _MOST_LEASED for left in lefts)), 1) if lefts else size
+        return max(min(size, *(left // MOST_LEASED for left in lefts)), 1) if lefts else size
 
     def _give_back(self) -> None:
         """Undo the count of what is left of the lease."""
@@ -200,7 +186,7 @@ class MachineBudget:
         if lease.left:
             self.month.spend(lease.counted.months, -lease.left)
             self._usage.remove(lease.left, lease.counted.at)
-            lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
+            lease.end()
 
     def try_ask_date(self) -> bool:
         with suppress(BudgetBusy), self._transaction() as now:

@@ -232,7 +232,7 @@ def report(
 
 
 def _warn_of_gaps(left_out: Sequence[str], damaged: Sequence[str]) -> None:
-    """Say what sums leave out, and which files are damaged."""
+    """Print what sums leave out, and which files are damaged."""
     for text in damaged:
         say(f"harvester: {text}")
     for text in left_out:

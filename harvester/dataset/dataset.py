@@ -198,7 +198,7 @@ class Dataset:
         self._journal.hold(key, row)
 
     def copy_journal(self, to: Callable[[bytes], None]) -> None:
-        """Give each line of the journal to a function too; what it raises ends the run."""
+        """Pass each line of the journal to a function too; what it raises ends the run."""
         self._journal.copy_to = to
 
     def note_seen(self, key: bytes) -> None:

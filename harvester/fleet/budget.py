@@ -10,17 +10,19 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from harvester.budget import throttling
 from harvester.budget.limits import (
     MINUTE,
+    MOST_LEASED,
     SPANS,
     THROTTLED,
     Account,
     Counted,
+    Lease,
     Limits,
     MonthExhausted,
     RequestedLimits,
@@ -39,21 +41,6 @@ REDIS = "redis"
 """RetryAfter.window while Redis is out of reach, or has restarted and waits for what other hosts have counted."""
 _BUSY_SECONDS = 0.5
 _POLL_SECONDS = 0.2
-_MOST_LEASED = 64
-"""The largest lease. It is also no more than a 64th of what is left of each limit."""
-
-
-_NOTHING_COUNTED = Counted("", 0.0, ())
-
-
-@dataclass(slots=True)
-class _Lease:
-    """Attempts counted in one call, to be sent before the time of their record, as in `budget.machine`."""
-
-    size: int = 0
-    left: int = 0
-    counted: Counted = _NOTHING_COUNTED
-    given_back: bool = False
 
 
 class RedisBudget:
@@ -77,7 +64,7 @@ class RedisBudget:
         self._name = endpoint
         self._rng = rng or throttling.RNG
         self._before = LearnedBefore()
-        self._lease = _Lease()
+        self._lease = Lease()
         self._endpoint = self._endpoint_for(account.token)
         self._windows = self._read_windows()
 
@@ -111,7 +98,7 @@ class RedisBudget:
         try:
             self.close()
         except OutputError:  # then the rest of a lease stays counted
-            self._lease = _Lease()
+            self._lease = Lease()
         self.month.account = self.account._replace(token=fingerprint)
         self._endpoint = self._endpoint_for(fingerprint)
 
@@ -135,9 +122,8 @@ class RedisBudget:
 
     def _acquire(self) -> RetryAfter | MonthExhausted | None:
         for _ in range(MOST_TRIES):
-            size = self._lease.size if self._lease.given_back else min(2 * self._lease.size, _MOST_LEASED)
-            want = 1 if self.paused else max(size, 1)
-            reply = self._call("acquire", {"want": want, "share": _MOST_LEASED, **self._probe()})
+            want = 1 if self.paused else max(self._lease.next_size, 1)
+            reply = self._call("acquire", {"want": want, "share": MOST_LEASED, **self._probe()})
             if "stale" in reply:
                 continue
             if (refusal := self._refusal(reply)) is None:
@@ -175,7 +161,7 @@ class RedisBudget:
         attempts, asks = reply["attempts"], reply["asks"]
         self.month.reported_spent = asks
         at, months = self._redis.boot_seconds(reply["at"]), tuple(reply["months"])
-        self._lease = _Lease(attempts, attempts - 1, Counted(self.account.token, at, months, asks, record=reply["at"]))
+        self._lease = Lease(attempts, attempts - 1, Counted(self.account.token, at, months, asks, record=reply["at"]))
         self._redis.memory.see_counted(reply["spent"])
 
     def try_ask_date(self) -> bool:
@@ -367,7 +353,7 @@ class RedisBudget:
         if not lease.left:
             return {}
         back = {"attempts": lease.left, "at": lease.counted.record, "months": lease.counted.months}
-        lease.size, lease.left, lease.given_back = lease.size - lease.left, 0, True
+        lease.end()
         return {"back": back}
 
 

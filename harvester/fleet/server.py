@@ -168,18 +168,18 @@ class RedisServer:
             return reply
 
     def learn(self, months: Mapping[str, int]) -> None:
-        """Tell Redis what this machine knows of months. Raises as `call`."""
+        """Send Redis the months that this machine knows. Raises as `call`."""
         self.memory.see_months(months)
         if months:
             self.call("learn", [], {"months": months})
 
     def beat(self) -> None:
-        """Tell Redis that this process lives, and learn who else shares its connections."""
+        """Renew this process in Redis, and read who else shares its connections."""
         reply = self.call("beat", self.egress_keys)
         self.live, self.held = list(reply.get("live", ())), frozenset(reply.get("held", ()))
 
     def tell(self) -> None:
-        """Tell a person what has happened to Redis since; called in the thread of the event loop."""
+        """Warn of what has happened to Redis since; called in the thread of the event loop."""
         while self._news:
             self._warn(self._news.pop(0))
         if self._client is None and not self._told:
@@ -258,7 +258,7 @@ class RedisServer:
             )
 
     def _lost(self, client: Any, error: Exception) -> BudgetBusy | UsageError:
-        """Give a connection up after an error, and return what to raise. client: None if there is none yet."""
+        """Drop a connection after an error, and return what to raise. client: None if there is none yet."""
         self._why = self._connector.in_words(error)
         if self._client is client:
             self._client = None

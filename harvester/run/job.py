@@ -27,7 +27,7 @@ from harvester.groups.listing import list_groups
 from harvester.groups.spool import Spooled
 from harvester.links.batch import Feed
 from harvester.links.feed import GIVEN, FileFeed
-from harvester.progress import RefreshCounts, RunProgress, WindowState
+from harvester.progress import RefreshCounts, RunProgress, window_in_words
 from harvester.rows.row import RowBuilder
 from harvester.run.abort_rules import AbortRules
 from harvester.run.assembly import (
@@ -48,7 +48,7 @@ from harvester.storage.folders import located
 from harvester.storage.location import OutputLocation
 from harvester.threads import in_daemon
 from harvester.transport.direct import note_fallback
-from harvester.worklist.elsewhere import Bound
+from harvester.worklist.elsewhere import Bound, Elsewhere
 from harvester.worklist.preflight import Preflight, spool_paths
 from harvester.worklist.refresh import refresh_of
 
@@ -80,13 +80,8 @@ async def run(job: Job, shutdown: ShutdownSignal, observer: RunObserver) -> RunO
         time_limited(job.max_time_seconds, shutdown),
     ):
         sink = job.sink or StdoutSink()
-        dataset = await _open_dataset(job, location, sink, stack, shutdown, observer)
-        if job.copy is not None:
-            dataset.copy_journal(job.copy.append)
-            dataset.rows = RowBuilder(dataset.query, job.copy.run_id)
         try:
-            if job.cluster is not None:
-                await job.cluster.adopt(dataset, shutdown, observer)
+            dataset = await _open_dataset(job, location, sink, stack, shutdown, observer)
             async with AsyncExitStack() as opened:
                 spools = opened.enter_context(spool_paths(location.private, max(len(job.sources), 1)))
                 opening_budgets = open_budgets(job, dataset.query.facet, location.private, observer, shutdown)
@@ -142,7 +137,13 @@ async def _open_dataset(
         sink=sink,
         ending=ending,
     )
-    return await enter_in_thread(stack, dataset, shutdown, ending)
+    opened = await enter_in_thread(stack, dataset, shutdown, ending)
+    if job.copy is not None:
+        opened.copy_journal(job.copy.append)
+        opened.rows = RowBuilder(opened.query, job.copy.run_id)
+    if job.cluster is not None:
+        await job.cluster.adopt(opened, shutdown, observer)
+    return opened
 
 
 async def enter_in_thread(
@@ -266,20 +267,10 @@ async def _harvest(
         known_good.links.extend(str(facts.get(_KNOWN_GOOD, "")).split())
         if job.open_guard is not None:
             harvest.window = job.open_guard(_window_of(job, dataset, client, shutdown, observer, harvest, heartbeat))
-        if job.skip_idle:
-            access, check = await _access_of(job, budgets, client), lambda: heartbeat.telemetry.window_check
-            harvest.elsewhere = IdleRows(access, dataset, harvest.progress, check, shutdown, observer)
+        harvest.elsewhere = await _elsewhere_of(job, dataset, budgets, client, harvest, shutdown, observer, heartbeat)
         known_good.earlier_unanswered = int(facts.get(UNANSWERED, 0))
         harvest.progress.invalid_before = int(facts.get(_INVALID, 0))
         harvest.progress.spent_before = str(facts.get(_SPENT, ""))
-        if job.cluster is not None:
-            count, sender = heartbeat.telemetry.throughput.count_verdict, client.sender
-            harvest.elsewhere = job.cluster.begin(
-                Bound(
-                    dataset, harvest.progress, sender.counters, shutdown, observer,
-                    sender.pool.leave, harvest.wait_for_disk, harvest.in_thread, count,
-                )
-            )  # fmt: skip
         try:
             outcome = await harvest.run(feed)
             if job.cluster is not None:
@@ -293,6 +284,30 @@ async def _harvest(
                     dataset.ledger.replace_facts(
                         {_KNOWN_GOOD: " ".join(known_good.links), UNANSWERED: known_good.unanswered}
                     )
+
+
+async def _elsewhere_of(
+    job: Job,
+    dataset: Dataset,
+    budgets: Budgets,
+    client: Client,
+    harvest: Harvest,
+    shutdown: ShutdownSignal,
+    observer: RunObserver,
+    heartbeat: Heartbeat,
+) -> Elsewhere | None:
+    """Return what settles calls in place of the run's workers; None if they make all of them."""
+    telemetry, sender = heartbeat.telemetry, client.sender
+    if job.cluster is not None:
+        bound = Bound(
+            dataset, harvest.progress, sender.counters, shutdown, observer,
+            sender.pool.leave, harvest.wait_for_disk, harvest.in_thread, telemetry.throughput.count_verdict,
+        )  # fmt: skip
+        return job.cluster.begin(bound)
+    if not job.skip_idle:
+        return None
+    access = await _access_of(job, budgets, client)
+    return IdleRows(access, dataset, harvest.progress, lambda: telemetry.window_check, shutdown, observer)
 
 
 def _window_of(
@@ -357,20 +372,9 @@ def _keep_window(dataset: Dataset, heartbeat: Heartbeat) -> None:
 
 def _report_budget(budget: Budget, observer: RunObserver) -> None:
     windows = budget.windows()
-    text = f"limits of account {budget.account.name}: {', '.join(map(_window_text, windows))}"
+    text = f"limits of account {budget.account.name}: {', '.join(map(window_in_words, windows))}"
     reports = [window_report(state) for state in windows]
     observer.note(text, Event.BUDGET_DESCRIBED, account=budget.account.name, windows=reports)
-
-
-_SOURCES = {"asked": "", "default": "default", "bitly": "from Bitly", "throttled": "lowered after throttling"}
-
-
-def _window_text(state: WindowState) -> str:
-    article = "an" if state.window == "hour" else "a"
-    limit = f"{state.limit:,} {article} {state.window}" if state.limit else f"no limit {article} {state.window}"
-    remarks = [_SOURCES[state.source] if state.limit else "", f"{state.used:,} used" if state.used else ""]
-    remark = ", ".join(filter(None, remarks))
-    return f"{limit} ({remark})" if remark else limit
 
 
 def _options_for(job: Job, query: Query, *, to_make: int | None, kept: bool) -> HarvestOptions:
