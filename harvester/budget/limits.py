@@ -74,6 +74,27 @@ class RequestedLimits:
             self._less_reserve(DEFAULTS.per_month if self.per_month is None else self.per_month),
         )
 
+    def source_of(self, window: str, *, throttled: bool, reported: bool) -> str:
+        """Return where a sliding window's limit comes from, as WindowState has it.
+
+        throttled: throttling has lowered it. reported: Bitly has reported the hour's.
+        """
+        if throttled:
+            return "throttled"
+        if (self.per_minute if window == MINUTE else self.per_hour) is not None:
+            return "asked"
+        return "bitly" if reported else "default"
+
+    def month_use(self, limit: int, spent: int, *, reported_spent: bool) -> tuple[int, int, str]:
+        """Return limit, use and source of the month, as WindowState has them.
+
+        limit, spent: by our count. reported_spent: Bitly says that nothing is left.
+        """
+        if reported_spent:
+            limit = min(limit, spent) or max(spent, 1)
+            return limit, max(spent, limit), "bitly"
+        return limit, spent, "default" if self.per_month is None else "asked"
+
     def _less_reserve(self, limit: int) -> int:
         return limit and max(math.floor(limit * (1 - self.reserve) + 1e-9), 1)
 

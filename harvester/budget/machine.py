@@ -321,12 +321,9 @@ class MachineBudget:
             self._give_back()
             states = [self._window_state(window, now) for window in SPANS]
             utc = self._database.utc(now)
-            source = "default" if self.requested.per_month is None else "asked"
             spent, limit = self.month.spent(month_of(utc)), self.limits.per_month
-            if self.month.reported_lately(utc):
-                source, limit = "bitly", min(limit, spent) or max(spent, 1)
-                spent = max(spent, limit)
-        return [*states, WindowState("month", limit, spent, self.month.ends_at(now), source)]
+            limit, used, source = self.requested.month_use(limit, spent, reported_spent=self.month.reported_lately(utc))
+        return [*states, WindowState("month", limit, used, self.month.ends_at(now), source)]
 
     def hour_releases(self) -> list[tuple[float, int]]:
         with self._transaction() as now:
@@ -352,12 +349,8 @@ class MachineBudget:
 
     def _source(self, window: str) -> str:
         own = self.own_limits.of(window)
-        if self._throttle.lowered(window, own) != own:
-            return "throttled"
-        requested = self.requested.per_minute if window == MINUTE else self.requested.per_hour
-        if requested is not None:
-            return "asked"
-        return "bitly" if self.reported_per_hour is not None else "default"
+        lowered = self._throttle.lowered(window, own) != own
+        return self.requested.source_of(window, throttled=lowered, reported=self.reported_per_hour is not None)
 
     @property
     def _throttle(self) -> EndpointThrottle:

@@ -298,12 +298,9 @@ class RedisBudget:
         reply = self._read()
         utc = self.month.utc(reply["now"] / 1000)
         states = [self._window_state(window, reply, index) for index, window in enumerate(SPANS)]
-        source = "default" if self.requested.per_month is None else "asked"
-        spent, limit = reply["month"], self.limits.per_month
-        if self.month.reported_lately(reply.get("reported"), utc):
-            source, limit = "bitly", min(limit, spent) or max(spent, 1)
-            spent = max(spent, limit)
-        return [*states, WindowState("month", limit, spent, self.month.ends_at(utc), source)]
+        reported = self.month.reported_lately(reply.get("reported"), utc)
+        limit, used, source = self.requested.month_use(self.limits.per_month, reply["month"], reported_spent=reported)
+        return [*states, WindowState("month", limit, used, self.month.ends_at(utc), source)]
 
     def hour_releases(self) -> list[tuple[float, int]]:
         reply = self._read({"records": True, "minute": round(SPANS[MINUTE] * 1000)})
@@ -324,12 +321,8 @@ class RedisBudget:
 
     def _source(self, window: str) -> str:
         own = self.own_limits.of(window)
-        if self._endpoint.state.throttle.lowered(window, own) != own:
-            return "throttled"
-        requested = self.requested.per_minute if window == MINUTE else self.requested.per_hour
-        if requested is not None:
-            return "asked"
-        return "bitly" if self.reported_per_hour is not None else "default"
+        lowered = self._endpoint.state.throttle.lowered(window, own) != own
+        return self.requested.source_of(window, throttled=lowered, reported=self.reported_per_hour is not None)
 
     # --- the script ------------------------------------------------------------------------------------------------
 
