@@ -27,11 +27,11 @@ from harvester.engines.shared_folder import SharedFolder, open_shared
 from harvester.engines.tasks import FENCE_SECONDS, ShardCalls, TaskPlan, TaskResult, line_of
 from harvester.errors import RunStopping
 from harvester.events import RunObserver
+from harvester.links.batch import shard_of
 from harvester.progress import AttemptCounts
 from harvester.rows.call import REFUSED_STATE, ROW_STATE, CallState
 from harvester.rows.row import entry_of
 from harvester.run.harvest import GRACE_SECONDS
-from harvester.sharding import shard_of
 from harvester.shutdown import ShutdownSignal, Stop, StopReason
 from harvester.threads import in_daemon
 from harvester.worklist.calls import Call

@@ -1,11 +1,13 @@
 """Batches of links: consecutive lines of a list, each sorted into links, invalid lines, blanks and comments."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import NamedTuple, Protocol, TypeGuard
 
 from harvester.bitly.bitlinks import Bitlink, links_in, parse
-from harvester.errors import InvalidBitlink
+from harvester.errors import InvalidBitlink, UsageError
 from harvester.jsonlines import lenient_json
 from harvester.links.columns import (
     GROUP_LINES,
@@ -18,8 +20,8 @@ from harvester.links.columns import (
     refuse_crowded,
 )
 from harvester.progress import Carried, InvalidLine
-from harvester.sharding import Shard
 
+_SHARD = re.compile(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})")
 BATCH_LINES = GROUP_LINES
 """The largest number of lines in a batch, whose links are looked up in the ledger with one query."""
 
@@ -65,6 +67,33 @@ class Feed(Protocol):
         Raises:
             InputBroken: the list cannot be read to its end.
         """
+
+
+def shard_of(text: str, shards: int) -> int:
+    """Return the number, from 1 to `shards`, of the shard of a text: the same on every machine and in every version.
+
+    Links are given as rows have them in `bitlink`. Outputs were divided by this hash: another would make calls again.
+    """
+    return 1 + int.from_bytes(blake2b(text.encode(errors="replace"), digest_size=8).digest()) % shards
+
+
+class Shard(NamedTuple):
+    """A part of a list: number `number`, from 1 on, of `shards`."""
+
+    number: int
+    shards: int
+
+    def has(self, text: str) -> bool:
+        """Return whether a text belongs to this shard."""
+        return shard_of(text, self.shards) == self.number
+
+
+def parse_shard(text: str) -> Shard:
+    """Parse `3/8`, the third of eight shards. Raises UsageError."""
+    match = _SHARD.fullmatch(text.strip())
+    if not match or int(match[1]) > int(match[2]):
+        raise UsageError(f"{text}: must be a shard such as 3/8, the third of eight", option="--shard")
+    return Shard(int(match[1]), int(match[2]))
 
 
 def batch_of_shard(batch: Batch, shard: Shard | None) -> Batch:

@@ -16,9 +16,8 @@ from typing import Any, TypeAlias
 
 from harvester.bitly.bitlinks import is_bitlink
 from harvester.errors import InputBroken, UsageError
-from harvester.links.batch import Batch, batch_of_links, batch_of_shard
+from harvester.links.batch import Batch, Shard, batch_of_links, batch_of_shard
 from harvester.links.files import Source, read
-from harvester.sharding import Shard
 from harvester.threads import QueueClosed, ThreadToLoopQueue, in_daemon
 
 AnyPath: TypeAlias = str | os.PathLike[str]

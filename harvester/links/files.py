@@ -14,13 +14,12 @@ from typing import NamedTuple
 
 from harvester.bitly.bitlinks import links_in, parse
 from harvester.errors import InputBroken, InvalidBitlink, UsageError
-from harvester.links.batch import Batch, batch_of_column, batch_of_lines, batch_of_shard
+from harvester.links.batch import Batch, Shard, batch_of_column, batch_of_lines, batch_of_shard
 from harvester.links.beginning import CheckedText
 from harvester.links.columns import CHUNK, TOO_LONG, ColumnBatch, ListFormat, refuse_crowded
 from harvester.links.decoding import PeekedStream, decoded, is_compressed, is_parquet
 from harvester.links.lines import line_groups
 from harvester.links.tables import columns_in, read_csv, read_ndjson, read_tsv
-from harvester.sharding import Shard
 
 STDIN = "-"
 _COMPRESSED = (".gz", ".zst", ".bz2", ".xz")

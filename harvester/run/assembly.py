@@ -33,6 +33,7 @@ from harvester.fleet.address import RedisAddress, parse_address
 from harvester.groups.activity import SharedExports
 from harvester.groups.journal import ListRequest
 from harvester.groups.spool import CARRIED, COLUMN, SharedList, Spooled
+from harvester.links.batch import Shard, parse_shard
 from harvester.links.columns import ListFormat, find_carried
 from harvester.links.feed import IterableFeed
 from harvester.links.files import Source, resolve_lists
@@ -43,7 +44,6 @@ from harvester.rows.schema import Shape
 from harvester.run.abort_rules import WindowGuard
 from harvester.run.committer import COMMIT_SECONDS, ManifestExporter
 from harvester.run.telemetry import PROGRESS_SECONDS
-from harvester.sharding import Shard, parse_shard
 from harvester.sharing.home import MACHINE, Home
 from harvester.sharing.machine_home import machine_slots, open_machine_home
 from harvester.shutdown import Allowance, FailureLimit, ShutdownSignal

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harvester.errors import UsageError
-from harvester.links.batch import batch_of_lines, batch_of_shard
-from harvester.sharding import Shard, parse_shard, shard_of
+from harvester.links.batch import Shard, batch_of_lines, batch_of_shard, parse_shard, shard_of
 
 
 def test_a_links_shard_never_changes() -> None:
