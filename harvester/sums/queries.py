@@ -84,7 +84,9 @@ def _unread(database: Database, sources: Sequence[Source]) -> list[str]:
     notes = []
     if waiting := sum(source.unpublished for source in sources):
         rows = counted(waiting, "row is", "rows are")
-        notes.append(f"{rows} not in the parts yet, and not added up: a run ends by publishing all")
+        notes.append(
+            f"{rows} not in the parts yet, and not added up: a run publishes all at its end; repeat one that was killed"
+        )
     if newer := sum(source.newer_parts() for source in sources if not source.growing):
         notes.append(f"{counted(newer, 'part is', 'parts are')} newer than the manifest, and not added up yet")
     if unlisted := [source for source in sources if source.without_row and not source.has_failures]:
