@@ -85,7 +85,7 @@ def _unread(database: Database, sources: Sequence[Source]) -> list[str]:
     if waiting := sum(source.unpublished for source in sources):
         rows = counted(waiting, "row is", "rows are")
         notes.append(
-            f"{rows} not in the parts yet, and not added up: a run publishes all at its end; repeat one that was killed"
+            f"{rows} not in the parts yet, and not added up: a run ends by publishing all; repeat a killed one"
         )
     if newer := sum(source.newer_parts() for source in sources if not source.growing):
         notes.append(f"{counted(newer, 'part is', 'parts are')} newer than the manifest, and not added up yet")

@@ -356,7 +356,8 @@ def test_answers_that_are_in_no_part_yet_are_told_at_the_numbers(
     for name in ("Links", "Clicks", "Rows"):
         assert f'<dt>{name}</dt><dd>0</dd><dd class="note">448 answers not in the parts yet</dd>' in text
     done = command(capsys, "top", str(out), "--by", "link")
-    warning = "warning: 448 rows are not in the parts yet, and not added up: a run publishes all at its end; repeat one that was killed\n"
+    why = "a run ends by publishing all; repeat a killed one"
+    warning = f"warning: 448 rows are not in the parts yet, and not added up: {why}\n"
     assert (done.code, done.err) == (0, warning)
     assert "must name a bucket" in command(capsys, "top", "s3://").err
 

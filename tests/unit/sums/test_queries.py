@@ -227,7 +227,7 @@ def test_rows_that_are_in_no_part_yet_are_named(tmp_path: Path) -> None:
     counts = DatasetCounts(500, 448, 0, 0, 52, 0, 0)
     out = make_output(tmp_path / "out", query_for("referrers", "day", -1, REFERENCE, 50), [], dataset=counts)
     assert sums_at(out).left_out == (
-        "448 rows are not in the parts yet, and not added up: a run publishes all at its end; repeat one that was killed",
+        "448 rows are not in the parts yet, and not added up: a run ends by publishing all; repeat a killed one",
     )
 
 
