@@ -64,7 +64,7 @@ class RowBuilder:
         """Return the call's key: the first 16 bytes of SHA-256 over bitlink, facet, unit, units and unit_reference,
         joined by U+001F. In hexadecimal it is the row's record_id, unless rows are refreshed.
         """
-        return hashlib.sha256(bitlink.encode() + self._window, usedforsecurity=False).digest()[:16]  # as _first_16
+        return _first_16(bitlink.encode() + self._window)
 
     def row(
         self,
